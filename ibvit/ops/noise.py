@@ -1,0 +1,113 @@
+"""Counter-based Gaussian noise: ε is a pure function of where it is used.
+
+Every ε that a bottleneck adds is addressed by (seed, step, block, head, sample, token, latent). The address goes
+through Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") and Box–Muller, so the
+reference, the Triton kernels and their recomputing backward, any world size and any micro-batching draw the same ε.
+
+Layout. A *noise key* is an int64 tensor ``[seed, step, first_sample]`` that lives on the model's device: a replayed
+CUDA graph reads the new values. For (block, head, sample b, token, latent j)::
+
+    key      k0 = seed mod 2³²        k1 = ⌊seed / 2³²⌋ mod 2³²
+    counter  c0 = block·2²⁰ + head·2⁸ + ⌊j / 4⌋     c1 = token
+             c2 = (first_sample + b) mod 2³²         c3 = step mod 2³²
+
+The four output words w0…w3 give the normals of latents 4q … 4q+3. With u = w·2⁻³² in float32::
+
+    R = √(−2 ln(u0 + 2⁻³³))    ε[4q] = R cos(2π u1)    ε[4q+1] = R sin(2π u1)
+
+and likewise (w2, w3) for 4q+2, 4q+3. Hence block, head < 4096, latents ≤ 1024, |ε| ≤ 6.8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+MAX_BLOCKS = MAX_HEADS = 1 << 12
+MAX_LATENTS = 1 << 10
+
+
+def noise_key(seed: int, step: int = 0, first_sample: int = 0, device: torch.device | str | None = None) -> Tensor:
+    """The key of one forward pass: int64 ``[3]`` = (seed, step, global index of the batch's first sample).
+
+    Example:
+        >>> noise_key(7, step=3)
+        tensor([7, 3, 0])
+    """
+    return torch.tensor([seed, step, first_sample], dtype=torch.int64, device=device)
+
+
+def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32×32-bit product; int64 wraps, and the mask undoes the sign extension."""
+    product = word * multiplier
+    return (product >> 32) & _WORD, product & _WORD
+
+
+def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four 32-bit words (held in int64) for a 128-bit counter and a 64-bit key.
+
+    Args:
+        counter: four int64 tensors with values in [0, 2³²), broadcast against each other.
+        key: two values in [0, 2³²), tensors or ints.
+
+    Example (known answer of Random123's ``kat_vectors``):
+        >>> zero = torch.zeros((), dtype=torch.int64)
+        >>> [f"{int(w):08x}" for w in philox4x32([zero] * 4, [0, 0])]
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
+    u = radius_word.to(torch.float32) * 2.0**-32 + 2.0**-33
+    angle = angle_word.to(torch.float32) * 2.0**-32 * (2 * math.pi)
+    radius = torch.sqrt(-2 * torch.log(u))
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def standard_normal(key: Tensor, block: int, batch: int, heads: int, tokens: int, latents: int) -> Tensor:
+    """ε of one block's heads, float32 ``[batch, heads, tokens, latents]`` on the key's device.
+
+    Args:
+        key: int64 ``[3]``, see :func:`noise_key`.
+        block: index of the transformer block.
+
+    Raises:
+        ValueError: a size is beyond what the counter addresses.
+
+    Example:
+        >>> eps = standard_normal(noise_key(0), block=0, batch=2, heads=3, tokens=4, latents=8)
+        >>> later = standard_normal(noise_key(0, first_sample=1), block=0, batch=1, heads=3, tokens=4, latents=8)
+        >>> torch.equal(eps[1:], later)
+        True
+    """
+    for name, value, limit in (("block", block, MAX_BLOCKS - 1), ("heads", heads, MAX_HEADS), ("latents", latents, MAX_LATENTS)):
+        if not 0 <= value <= limit:
+            raise ValueError(f"{name}: expected a value in [0, {limit}], got {value}")
+
+    def index(size: int, axis: int) -> Tensor:
+        shape = [1, 1, 1, 1]
+        shape[axis] = size
+        return torch.arange(size, dtype=torch.int64, device=key.device).view(shape)
+
+    seed, step, first_sample = key.unbind()
+    quads = -(-latents // 4)
+    c0 = (block << 20) + (index(heads, 1) << 8) + index(quads, 3)
+    sample = (first_sample + index(batch, 0)) & _WORD
+    words = philox4x32((c0, index(tokens, 2), sample, step & _WORD), (seed & _WORD, (seed >> 32) & _WORD))
+    normals = _box_muller(words[0], words[1]) + _box_muller(words[2], words[3])
+    return torch.stack(normals, dim=-1).flatten(-2)[..., :latents]
