@@ -95,7 +95,8 @@ def standard_normal(key: Tensor, block: int, batch: int, heads: int, tokens: int
         >>> torch.equal(eps[1:], later)
         True
     """
-    for name, value, limit in (("block", block, MAX_BLOCKS - 1), ("heads", heads, MAX_HEADS), ("latents", latents, MAX_LATENTS)):
+    limits = (("block", block, MAX_BLOCKS - 1), ("heads", heads, MAX_HEADS), ("latents", latents, MAX_LATENTS))
+    for name, value, limit in limits:
         if not 0 <= value <= limit:
             raise ValueError(f"{name}: expected a value in [0, {limit}], got {value}")
 

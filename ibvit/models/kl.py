@@ -1,0 +1,192 @@
+"""KL accounting: every reduction of the information cost, in one place.
+
+``kl`` is what a model returns: float32 ``[B, L, H, N]`` in nats, one number an image, block, head and token. The
+objective (paper, Eq. 3) is loss = CE + β·K; K is a *mean* over all four axes (``"mean"``, the reading under which the
+paper's β = 10 … 0.01 are sensible) or, to the letter of Eq. 3, a *sum* over blocks, heads and tokens averaged over
+the batch (``"sum"``). The two differ by the factor L·H·N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+_Reduce = Callable[[Tensor], Tensor]
+
+ACTIVE_NATS = 1e-2
+"""A head (or latent dimension) is *active* if it spends more than this on at least one patch (paper, §4.2)."""
+
+
+class Channels(NamedTuple):
+    """How many channels a model has: what converts between the two readings of β."""
+
+    blocks: int
+    heads: int
+    tokens: int
+
+    @property
+    def total(self) -> int:
+        return self.blocks * self.heads * self.tokens
+
+
+def penalty(kl: Tensor, reduction: Reduction) -> Tensor:
+    """K of the objective, a scalar, from kl ``[B, L, H, N]``.
+
+    Example:
+        >>> kl = torch.ones(2, 12, 3, 196)
+        >>> float(penalty(kl, "mean")), float(penalty(kl, "sum"))
+        (1.0, 7056.0)
+    """
+    if reduction == "mean":
+        return kl.mean()
+    if reduction == "sum":
+        return per_image(kl).mean()
+    raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+
+
+def convert_beta(beta: float, channels: Channels, source: Reduction, target: Reduction) -> float:
+    """The same price under the other reduction: β_sum = β_mean / (L·H·N).
+
+    Example:
+        >>> convert_beta(7056.0, Channels(blocks=12, heads=3, tokens=196), "mean", "sum")
+        1.0
+    """
+    if source == target:
+        return beta
+    return beta / channels.total if target == "sum" else beta * channels.total
+
+
+def bits(nats: float) -> float:
+    """Nats in bits.
+
+    Example:
+        >>> round(bits(math.log(2)), 12)
+        1.0
+    """
+    return nats / math.log(2)
+
+
+def per_image(kl: Tensor) -> Tensor:
+    """Nats an image, ``[B]``: the sum over blocks, heads and tokens."""
+    return kl.sum(dim=(1, 2, 3))
+
+
+def per_patch(kl: Tensor) -> Tensor:
+    """Nats a patch, ``[B, N]``: the sum over blocks and heads (the maps of Fig. 2)."""
+    return kl.sum(dim=(1, 2))
+
+
+def per_head(kl: Tensor) -> Tensor:
+    """Mean nats a token of each head, ``[L, H]``."""
+    return kl.mean(dim=(0, 3))
+
+
+def per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
+    """Nats of each latent dimension: the summands of the KL, in the shape of ``mu`` ``[..., r]``."""
+    return 0.5 * (torch.exp(logvar) + mu.square() - 1 - logvar)
+
+
+def active_heads(kl: Tensor, threshold: float = ACTIVE_NATS) -> Tensor:
+    """Which heads spend more than ``threshold`` nats on at least one patch, bool ``[L, H]`` (Fig. 3)."""
+    return kl.amax(dim=(0, 3)) > threshold
+
+
+def active_latents(mu: Tensor, logvar: Tensor, threshold: float = ACTIVE_NATS) -> Tensor:
+    """Which latent dimensions spend more than ``threshold`` nats on at least one patch, bool ``[r]``.
+
+    Args:
+        mu, logvar: one head's posterior, ``[..., r]``; every leading axis counts as patches.
+    """
+    return per_latent(mu, logvar).flatten(end_dim=-2).amax(dim=0) > threshold
+
+
+def head_names(active: Tensor) -> list[str]:
+    """Names "block.head" of the heads marked in a bool ``[L, H]``.
+
+    Example:
+        >>> head_names(torch.tensor([[False, True], [True, False]]))
+        ['0.1', '1.0']
+    """
+    return [f"{block}.{head}" for block, head in active.nonzero().tolist()]
+
+
+class KLSummary(NamedTuple):
+    """KL of a whole data set."""
+
+    nats_per_patch: float
+    nats_per_image: float
+    heads: list[list[float]]  # [L][H], mean nats a token
+    active_heads: list[str]
+
+
+class KLMeter:
+    """Accumulates kl ``[B, L, H, N]`` over batches on its device, in float64, without waiting for it.
+
+    Example:
+        >>> meter = KLMeter()
+        >>> for batch in torch.ones(6, 2, 3, 4).split(4):
+        ...     meter.update(batch)
+        >>> meter.summary().nats_per_patch, meter.summary().nats_per_image
+        (6.0, 24.0)
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None  # [L, H], nats summed over images and tokens
+        self._peak: Tensor | None = None  # [L, H], largest of one patch
+        self._images = 0
+        self._tokens = 0
+
+    def update(self, kl: Tensor) -> None:
+        total, peak = kl.sum(dim=(0, 3), dtype=torch.float64), kl.amax(dim=(0, 3)).double()
+        self._total = total if self._total is None else self._total + total
+        self._peak = peak if self._peak is None else torch.maximum(self._peak, peak)
+        self._images += kl.shape[0]
+        self._tokens = kl.shape[3]
+
+    def reduce(self, images: int, reduce_sum: _Reduce, reduce_max: _Reduce) -> None:
+        """Combine the meters of all ranks; ``images`` is their total."""
+        if self._total is not None and self._peak is not None:
+            self._total, self._peak = reduce_sum(self._total), reduce_max(self._peak)
+            self._images = images
+
+    def summary(self) -> KLSummary:
+        if self._total is None or self._peak is None:
+            raise ValueError("KLMeter: no batch was seen")
+        heads = self._total / (self._images * self._tokens)
+        nats_per_patch = float(heads.sum())
+        return KLSummary(
+            nats_per_patch=nats_per_patch,
+            nats_per_image=nats_per_patch * self._tokens,
+            heads=heads.tolist(),
+            active_heads=head_names(self._peak > ACTIVE_NATS),
+        )
+
+
+def parse_head(name: str, blocks: int, heads: int) -> tuple[int, int]:
+    """ "11.0" → (11, 0).
+
+    Raises:
+        ValueError: not of the form block.head, or no such head.
+
+    Example:
+        >>> parse_head("11.0", blocks=12, heads=3)
+        (11, 0)
+    """
+    block, dot, head = name.partition(".")
+    if not (dot and block.isdigit() and head.isdigit() and int(block) < blocks and int(head) < heads):
+        raise ValueError(f"head: expected 'block.head' with block < {blocks} and head < {heads}, got {name!r}")
+    return int(block), int(head)
+
+
+def parse_heads(names: Sequence[str], blocks: int, heads: int) -> dict[int, list[int]]:
+    """Heads by block: ["11.0", "11.2"] → {11: [0, 2]}."""
+    by_block: dict[int, list[int]] = {}
+    for name in names:
+        block, head = parse_head(name, blocks, heads)
+        by_block.setdefault(block, []).append(head)
+    return by_block
