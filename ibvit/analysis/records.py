@@ -1,0 +1,307 @@
+"""The records of a run: what a model did with every validation image, as memory-mapped arrays.
+
+`ibvit cache --run DIR` writes DIR/records/ (see `ibvit.analysis.cache`); every analysis reads it through `open_runs`.
+
+    records.json      schema, data set, model, noise seed, saved heads, arrays with dtype, axes and unit, progress
+    index.npy         [images]                    position of the image in the validation set
+    labels.npy        [images]                    true class
+    logits.npy        [passes, images, classes]   one noisy validation pass each; the arrays below belong to pass 0
+    patch_logits.npy  [images, patches, classes]  patch votes; their mean over patches is logits[0]
+    kl.npy            [images, blocks, heads, patches]   nats
+    mu.npy, logvar.npy  [saved heads, images, patches, latents]
+    attention.npy     [saved heads, images, queries, keys]   on request
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ibvit.models import kl as kl_accounting
+
+SCHEMA = "ibvit-records/1"
+
+AXES = {
+    "index": "image",
+    "labels": "image",
+    "logits": "pass image class",
+    "patch_logits": "image patch class",
+    "kl": "image block head patch",
+    "mu": "head image patch latent",
+    "logvar": "head image patch latent",
+    "attention": "head image query key",
+}
+UNITS = {"kl": "nats"}
+
+
+class RunIdentity(TypedDict):
+    """A run as results name it: its folder's name, its place in the spectrum in words, and what fixes that place."""
+
+    name: str
+    label: str
+    attention: str
+    beta: float | None
+    seed: int
+
+
+class RecordsError(ValueError):
+    """A run folder whose records cannot be read; the message says what to do."""
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest by which runs, weights and data sets are told apart."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A records array as float32 tensor, for `ibvit.models.kl`; shares memory with a float32 array."""
+    return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordsError(otherwise) from None
+    except json.JSONDecodeError as error:
+        raise RecordsError(f"{path} is damaged ({error})") from None
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one run, read lazily. Open them with `Records.open` or, for several runs, `open_runs`."""
+
+    run: Path
+    config: Mapping[str, Any]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, run_dir: str | Path) -> "Records":
+        """Open the records in a run folder.
+
+        Raises:
+            RecordsError: not a run folder, no records, unfinished ones, a missing file, or records of other weights.
+        """
+        run = Path(run_dir)
+        config = _read_json(run / "config.json", f"{run} is not a run folder: it has no config.json")
+        again = f"run `ibvit cache --run {run}`"
+        meta = _read_json(run / "records" / "records.json", f"{run} has no records: {again}")
+        if meta.get("schema") != SCHEMA:
+            raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
+        if not meta["complete"]:
+            raise RecordsError(f"{run}/records is unfinished: {again} to go on where it stopped")
+        weights = run / "model.safetensors"
+        if weights.is_file() and sha256(weights.read_bytes()) != meta["weights_sha256"]:
+            raise RecordsError(f"{run}/records belongs to other weights than model.safetensors: {again}")
+        records = cls(run, config, meta)
+        for name in meta["arrays"]:
+            records.array(name)
+        return records
+
+    def array(self, name: str) -> np.ndarray:
+        """The memory-mapped array `name`; axes and units as in the module's documentation."""
+        spec = self.meta["arrays"].get(name)
+        if spec is None:
+            option = " --attention" if name == "attention" else ""
+            raise RecordsError(f"{self.run}/records holds no {name}: run `ibvit cache --run {self.run}{option}`")
+        path = self.run / "records" / f"{name}.npy"
+        if not path.is_file():
+            raise RecordsError(f"{path} is missing: run `ibvit cache --run {self.run}`")
+        try:
+            array = np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only arrays
+        except ValueError as error:
+            raise RecordsError(
+                f"{path} is damaged ({error}): delete {path.parent} and run `ibvit cache` again"
+            ) from None
+        if list(array.shape) != spec["shape"] or str(array.dtype) != spec["dtype"]:
+            raise RecordsError(
+                f"{path} holds {array.dtype} {list(array.shape)}, expected {spec['dtype']} {spec['shape']}: "
+                f"delete {path.parent} and run `ibvit cache` again"
+            )
+        return array
+
+    @property
+    def attention_kind(self) -> str:
+        """ "ib", "full" or "none"."""
+        return self.config["attention"]
+
+    @property
+    def beta(self) -> float | None:
+        """β of a bottleneck run; None for `full` and `none`."""
+        return float(self.config["beta"]) if self.attention_kind == "ib" else None
+
+    @property
+    def seed(self) -> int:
+        """Training seed."""
+        return int(self.config["seed"])
+
+    @property
+    def label(self) -> str:
+        """The run's place in the spectrum, as figures print it."""
+        return {"none": "no attention", "full": "full attention"}.get(
+            self.attention_kind, f"β = {self.config['beta']:g}"
+        )
+
+    @property
+    def identity(self) -> RunIdentity:
+        """Who this run is, for results and figures."""
+        return {
+            "name": self.run.resolve().name,
+            "label": self.label,
+            "attention": self.attention_kind,
+            "beta": self.beta,
+            "seed": self.seed,
+        }
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Sort key along the spectrum: no attention, β from large to small, full attention."""
+        place = {"none": -np.inf, "full": np.inf}.get(self.attention_kind)
+        return (-float(self.config["beta"]) if place is None else place), self.seed
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        rows, columns = self.meta["model"]["grid_size"]
+        return rows, columns
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by label."""
+        return self.meta["data"]["classes"]
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads whose mu, logvar (and attention) are saved, in order."""
+        return self.meta["heads"]
+
+    @cached_property
+    def kl(self) -> np.ndarray:
+        """[images, blocks, heads, patches], nats."""
+        return self.array("kl")
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[images], true classes."""
+        return self.array("labels")
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """[images], positions in the validation set."""
+        return self.array("index")
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """[passes, images, classes]."""
+        return self.array("logits")
+
+    @cached_property
+    def patch_logits(self) -> np.ndarray:
+        """[images, patches, classes]."""
+        return self.array("patch_logits")
+
+    @cached_property
+    def active(self) -> np.ndarray:
+        """Which heads spend more than 10⁻² nats on at least one patch, [blocks, heads], bool."""
+        return kl_accounting.active_heads(as_tensor(self.kl)).numpy()
+
+    def place(self, head: str) -> tuple[int, int]:
+        """ "11.0" → (11, 0)."""
+        return kl_accounting.parse_head(head, *self.kl.shape[1:3])
+
+    def _of_head(self, name: str, head: str) -> np.ndarray:
+        array = self.array(name)
+        if head not in self.heads:
+            saved = ", ".join(self.heads) or "none"
+            raise RecordsError(
+                f"head {head!r} is not in {self.run}/records (saved: {saved}); "
+                f"run `ibvit cache --run {self.run} --heads all` for every head"
+            )
+        return array[self.heads.index(head)]
+
+    def latent(self, head: str) -> tuple[np.ndarray, np.ndarray]:
+        """mu and logvar of a head, [images, patches, latents] each."""
+        return self._of_head("mu", head), self._of_head("logvar", head)
+
+    def attention(self, head: str) -> np.ndarray:
+        """Attention maps of a head, [images, queries, keys]."""
+        return self._of_head("attention", head)
+
+
+def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
+    """Open the records of several runs, sorted along the spectrum: no attention, β from large to small, full.
+
+    Raises:
+        RecordsError: as `Records.open`; a run given twice; or the runs saw different validation sets.
+    """
+    runs = sorted((Records.open(run_dir) for run_dir in run_dirs), key=lambda records: records.order)
+    if not runs:
+        raise RecordsError("runs: expected at least one run folder, got none")
+    twice = {str(run.run) for run in runs if [other.run.resolve() for other in runs].count(run.run.resolve()) > 1}
+    if twice:
+        raise RecordsError(f"runs: given more than once: {', '.join(sorted(twice))}")
+    first = runs[0]
+    for run in runs[1:]:
+        if run.meta["data"]["sha256"] != first.meta["data"]["sha256"]:
+            raise RecordsError(
+                f"runs of different data sets cannot be compared: {first.run} was recorded on "
+                f"{first.meta['data']['name']} ({len(first.labels)} images), {run.run} on "
+                f"{run.meta['data']['name']} ({len(run.labels)} images)"
+            )
+    return runs
+
+
+class RecordsWriter:
+    """Writes a run's records piece by piece; what `commit` has named as done survives an interruption.
+
+    `meta` holds everything of records.json but "schema", "arrays", "progress" and "complete".
+    """
+
+    def __init__(self, run_dir: str | Path, meta: Mapping[str, Any]) -> None:
+        self.folder = Path(run_dir) / "records"
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / "records.json"
+        fresh = {"schema": SCHEMA, **meta}
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        resumable = all(old.get(key) == value for key, value in fresh.items() if key != "heads")
+        self.meta: dict[str, Any] = old if resumable else {**fresh, "arrays": {}, "progress": {}, "complete": False}
+        self._arrays: dict[str, np.memmap] = {}
+
+    def add(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
+        """The array `name`, created where it does not stand already; unwritten parts take no disk space."""
+        path = self.folder / f"{name}.npy"
+        spec = {"dtype": dtype, "shape": list(shape), "axes": AXES[name], "unit": UNITS.get(name, "")}
+        stands = self.meta["arrays"].get(name) == spec and path.is_file()
+        array = np.lib.format.open_memmap(path, mode="r+" if stands else "w+", dtype=np.dtype(dtype), shape=shape)
+        self.meta["arrays"][name] = spec
+        self._arrays[name] = array
+        return array
+
+    def progress(self, stage: str) -> int:
+        """How many steps of `stage` are on disk."""
+        return self.meta["progress"].get(stage, 0)
+
+    def commit(self, stage: str, steps: int) -> None:
+        """Flush the arrays, then record that `steps` steps of `stage` are done."""
+        for array in self._arrays.values():
+            array.flush()
+        self.meta["progress"][stage] = steps
+        self._write_meta()
+
+    def finish(self) -> None:
+        """Mark the records complete."""
+        self.meta["complete"] = True
+        self._write_meta()
+
+    def _write_meta(self) -> None:
+        temporary = self.folder / "records.json.tmp"
+        temporary.write_text(json.dumps(self.meta, indent=1, ensure_ascii=False) + "\n")
+        os.replace(temporary, self.folder / "records.json")

@@ -1,0 +1,78 @@
+"""Saving and loading what an analysis found: arrays in an .npz, the rest in JSON, one CSV for spreadsheets."""
+
+import csv
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+
+def _stem(path: str | Path) -> Path:
+    """`path` without a trailing .npz, .json or .csv; dots elsewhere in the name (β = 0.1) stay."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in {".npz", ".json", ".csv"} else path
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base of the result objects: a frozen dataclass whose fields are arrays or plain JSON values.
+
+    A subclass names its arrays with shapes and units, and says in `columns` which table stands behind its figure.
+
+    >>> import tempfile, numpy as np
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Counts(Result):
+    ...     runs: list[str]
+    ...     heads: np.ndarray  # [runs]
+    ...     def columns(self): return {"run": self.runs, "active heads": self.heads}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Counts(["a", "b"], np.array([1, 4])).save(folder + "/counts")
+    ...     Counts.load(folder + "/counts").heads
+    array([1, 4])
+    """
+
+    def columns(self) -> dict[str, Any]:
+        """The table behind the figure: column name (with its unit) → values of equal length."""
+        raise NotImplementedError(f"{type(self).__name__} has no table")
+
+    def save(self, stem: str | Path) -> None:
+        """Write `stem`.npz, `stem`.json and `stem`.csv."""
+        stem = _stem(stem)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        facts = {name: value for name, value in values.items() if name not in arrays}
+        with open(f"{stem}.npz", "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        document = {"result": type(self).__name__, **facts}
+        Path(f"{stem}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        self.save_csv(stem)
+
+    def save_csv(self, stem: str | Path) -> None:
+        """Write `stem`.csv alone."""
+        columns = {name: list(np.asarray(values)) for name, values in self.columns().items()}
+        with open(f"{_stem(stem)}.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    @classmethod
+    def load(cls, stem: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file is missing, or holds the result of another analysis.
+        """
+        stem = _stem(stem)
+        for suffix in (".npz", ".json"):
+            if not Path(f"{stem}{suffix}").is_file():
+                raise ValueError(f"stem: {stem}{suffix} does not exist")
+        facts = json.loads(Path(f"{stem}.json").read_text())
+        kind = facts.pop("result", None)
+        if kind != cls.__name__:
+            raise ValueError(f"stem: {stem}.json holds a {kind}, expected a {cls.__name__}")
+        with np.load(f"{stem}.npz", allow_pickle=False) as arrays:
+            return cls(**facts, **{name: arrays[name] for name in arrays.files})

@@ -1,0 +1,73 @@
+"""Draws Fig. 1b: accuracy against nats per patch."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ibvit.analysis.spectrum import Spectrum
+from ibvit.figures import style
+
+
+def draw(result: Spectrum) -> Figure:
+    """Runs with bottlenecks on a log axis, the two ends of the spectrum in panels of their own on either side."""
+    figure = style.new_figure(style.COLUMN, 2.5)
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[1, 7, 1])
+    for run, nats, accuracy, spread in zip(
+        result.runs, result.nats_per_patch, 100 * result.accuracy, 100 * result.accuracy_std, strict=True
+    ):
+        axes = {"none": left, "full": right}.get(run["attention"], middle)
+        x = nats if run["attention"] == "ib" else 0.0
+        error = spread if run["attention"] == "ib" else None
+        axes.errorbar(
+            x,
+            accuracy,
+            error,
+            fmt="o",
+            color=style.color(run),
+            mec=style.INK,
+            mew=0.5,
+            ecolor=style.INK,
+            elinewidth=0.8,
+        )
+    front = result.pareto & result.bottlenecked & (result.nats_per_patch > 0)
+    order = np.argsort(result.nats_per_patch[front])
+    middle.plot(
+        result.nats_per_patch[front][order],
+        100 * result.accuracy[front][order],
+        color="0.75",
+        lw=1,
+        zorder=0,
+        label="Pareto front",
+    )
+    slope, error = result.slope()
+    if np.isfinite(slope):
+        uncertainty = f" ± {100 * error:.1f}" if np.isfinite(error) else ""
+        middle.set_title(f"{100 * slope:+.1f}{uncertainty} points per factor e", color="0.35", fontsize=7)
+    middle.set_xscale("log")
+    middle.set_xlabel("information (nats per patch)")
+    left.set_ylabel("top-1 accuracy (%)")
+    for axes, label in ((left, "no\nattention"), (right, "full\nattention")):
+        axes.set_xticks([0.0], [label])
+        axes.set_xlim(-1, 1)
+    for axes in (middle, right):
+        axes.spines.left.set_visible(False)
+        axes.tick_params(left=False)
+    _label_betas(result, middle)
+    return figure
+
+
+def _label_betas(result: Spectrum, axes: Axes) -> None:
+    """β beside the first run of each β."""
+    seen = set()
+    for run, nats, accuracy in zip(result.runs, result.nats_per_patch, 100 * result.accuracy, strict=True):
+        if run["beta"] is not None and run["beta"] not in seen and nats > 0:
+            seen.add(run["beta"])
+            axes.annotate(
+                run["label"],
+                (nats, accuracy),
+                (0, -10),
+                textcoords="offset points",
+                ha="center",
+                fontsize=6,
+                color="0.3",
+            )

@@ -1,0 +1,104 @@
+"""One look for all figures: widths, fonts, the colour of a run, and how a figure is saved.
+
+A run's colour follows from its place in the spectrum alone, so it is the same in every figure: viridis (readable in
+grey and with any colour vision) from dark blue, no attention, over log β to yellow, full attention.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_hex
+from matplotlib.figure import Figure
+
+from ibvit.analysis.records import RunIdentity
+
+COLUMN = 3.25
+PAGE = 6.75
+"""Width of a column and of a page, in inches."""
+
+NATS = "magma"
+ATTENTION = "viridis"
+MARK = "#e3342f"
+INK = "#222222"
+VOTES = ListedColormap(["#1b3a8c", "#7fb8e6", "#f4a3c4", "#ffffff"])
+"""Votes for the class ranked 1, 2-5, 6-10 and lower in the image's own prediction."""
+VOTE_LABELS = ("rank 1", "ranks 2-5", "ranks 6-10", "lower")
+
+_LARGEST_BETA, _SMALLEST_BETA = 100.0, 1e-3
+_RC: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "figure.dpi": 100,
+    "savefig.dpi": 220,
+    "pdf.fonttype": 42,
+    "image.interpolation": "nearest",
+}
+
+
+def place(run: RunIdentity) -> float:
+    """Where a run stands in the palette: 0 without attention, by log β between, 1 with full attention.
+
+    >>> place({"name": "", "label": "", "attention": "none", "beta": None, "seed": 0})
+    0.0
+    """
+    beta = run["beta"]
+    if beta is None:
+        return 0.0 if run["attention"] == "none" else 1.0
+    if beta <= 0:
+        return 0.92
+    share = np.log10(_LARGEST_BETA / beta) / np.log10(_LARGEST_BETA / _SMALLEST_BETA)
+    return 0.1 + 0.75 * float(np.clip(share, 0, 1))
+
+
+def color(run: RunIdentity) -> str:
+    """The run's colour, as #rrggbb."""
+    return to_hex(mpl.colormaps["viridis"](0.97 * place(run)))
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw inside with the fonts and lines of this project, on no screen."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure, inches, that lays out its axes by itself; independent of pyplot and of any display."""
+    return Figure(figsize=(width, height), layout="constrained", **options)
+
+
+def bare(axes: Axes) -> None:
+    """Axes for a picture: no ticks, no frame."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def mark_patch(axes: Axes, patch: Any, grid: tuple[int, int], extent: tuple[int, int], mark: str = MARK) -> None:
+    """Outline the patch at position `patch` of `grid` on a picture of `extent` = (height, width) pixels."""
+    row, column = divmod(int(patch), grid[1])
+    height, width = extent[0] / grid[0], extent[1] / grid[1]
+    corner = (column * width - 0.5, row * height - 0.5)
+    axes.add_patch(mpl.patches.Rectangle(corner, width, height, fill=False, edgecolor=mark, linewidth=1.1))
+
+
+def save(figure: Figure, stem: str | Path) -> None:
+    """Write `stem`.png and `stem`.pdf."""
+    for suffix in ("png", "pdf"):
+        figure.savefig(f"{stem}.{suffix}")

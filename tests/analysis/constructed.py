@@ -1,0 +1,69 @@
+"""Run folders with constructed records: 24 images of 4 × 4 patches, 2 blocks of 2 heads, 3 latents, 5 classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ibvit.analysis.records import RecordsWriter, sha256
+
+IMAGES, GRID, BLOCKS, HEADS, LATENTS, CLASSES = 24, (4, 4), 2, 2, 3, 5
+PATCHES = GRID[0] * GRID[1]
+
+
+def write_run(
+    folder: Path,
+    attention: str,
+    *,
+    beta: float = 1.0,
+    seed: int = 0,
+    active: dict[str, float] | None = None,
+    passes: int = 3,
+    data: str = "constructed",
+    votes: np.ndarray | None = None,
+    complete: bool = True,
+) -> Path:
+    """Write a run folder with records.
+
+    Each head in `active` spends its nats on patch 5 of every even image and nothing elsewhere; there its message is
+    μ = ±√(2·nats) in latent 1 (variance one), positive in images divisible by four. Attention of every query is
+    spread evenly, except that patch 5 looks at patch 10 alone.
+    """
+    folder.mkdir(parents=True)
+    config = {"attention": attention, "beta": beta, "seed": seed, "data": data}
+    (folder / "config.json").write_text(json.dumps(config))
+    active = (active or {}) if attention == "ib" else {}
+    labels = np.arange(IMAGES) % CLASSES
+    meta = {
+        "weights_sha256": sha256(b""),
+        "config_sha256": sha256(json.dumps(config).encode()),
+        "data": {"name": data, "sha256": sha256(data.encode()), "classes": [f"class {k}" for k in range(CLASSES)]},
+        "model": {"grid_size": list(GRID), "num_blocks": BLOCKS, "num_heads": HEADS, "latent_dim": LATENTS},
+        "seed": 0,
+        "heads": list(active),
+    }
+    writer = RecordsWriter(folder, meta)
+    writer.add("index", (IMAGES,), "int64")[:] = np.arange(IMAGES)
+    writer.add("labels", (IMAGES,), "int64")[:] = labels
+    rng = np.random.default_rng(seed)
+    if votes is None:
+        votes = rng.normal(size=(IMAGES, PATCHES, CLASSES)) + 3 * (labels[:, None] == np.arange(CLASSES))[:, None]
+    writer.add("patch_logits", votes.shape, "float32")[:] = votes
+    writer.add("logits", (passes, IMAGES, CLASSES), "float32")[:] = votes.mean(axis=1)
+    if attention == "ib":
+        kl = writer.add("kl", (IMAGES, BLOCKS, HEADS, PATCHES), "float32")
+        shape = (len(active), IMAGES, PATCHES)
+        mu = writer.add("mu", (*shape, LATENTS), "float32")
+        writer.add("logvar", (*shape, LATENTS), "float32")
+        pattern = writer.add("attention", (*shape, PATCHES), "float32")
+        pattern[:] = 1 / PATCHES
+        pattern[:, :, 5] = np.eye(PATCHES)[10]
+        for k, (head, nats) in enumerate(active.items()):
+            block, position = map(int, head.split("."))
+            kl[::2, block, position, 5] = nats
+            mu[k, ::2, 5, 1] = -np.sqrt(2 * nats)
+            mu[k, ::4, 5, 1] = np.sqrt(2 * nats)
+    writer.commit("all", IMAGES)
+    if complete:
+        writer.finish()
+    return folder

@@ -1,0 +1,142 @@
+"""Reading records: what is there, and one clear error for each thing that is not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ibvit.analysis.records import Records, RecordsError, RecordsWriter, open_runs
+from tests.analysis.constructed import IMAGES, PATCHES
+
+MakeRun = Callable[..., Path]
+
+
+def test_reader_gives_back_what_was_written(make_run: MakeRun) -> None:
+    records = Records.open(make_run("run", "ib", beta=4.0, active={"1.0": 0.5}))
+    mu, logvar = records.latent("1.0")
+    assert records.kl[2, 1, 0, 5] == np.float32(0.5)
+    assert mu.shape == logvar.shape == (IMAGES, PATCHES, 3)
+    assert mu[0, 5, 1] == np.float32(1.0)
+    assert records.attention("1.0").shape == (IMAGES, PATCHES, PATCHES)
+    assert records.active.tolist() == [[False, False], [True, False]]
+    assert (records.label, records.beta, records.grid) == ("β = 4", 4.0, (4, 4))
+
+
+def test_arrays_are_mapped_and_the_file_is_never_changed(make_run: MakeRun) -> None:
+    folder = make_run("run", "ib", active={"1.0": 0.5})
+    records = Records.open(folder)
+    assert isinstance(records.kl, np.memmap)
+    records.kl[:] = 7.0
+    assert Records.open(folder).kl.max() == np.float32(0.5)
+
+
+def test_runs_are_sorted_along_the_spectrum(spectrum_runs: list[Records]) -> None:
+    assert [run.run.name for run in spectrum_runs] == ["none", "beta10", "beta10-seed1", "beta1", "full"]
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecordsError, match=r"not a run folder: it has no config\.json"):
+        Records.open(tmp_path)
+
+
+def test_run_without_records_names_the_command(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RecordsError, match=r"has no records: run `ibvit cache --run"):
+        Records.open(tmp_path)
+
+
+def test_unfinished_records(make_run: MakeRun) -> None:
+    folder = make_run("run", "none", complete=False)
+    with pytest.raises(RecordsError, match="unfinished"):
+        Records.open(folder)
+
+
+@pytest.mark.parametrize("name", ["kl", "labels", "mu"])
+def test_missing_file(make_run: MakeRun, name: str) -> None:
+    folder = make_run("run", "ib", active={"1.0": 0.5})
+    (folder / "records" / f"{name}.npy").unlink()
+    with pytest.raises(RecordsError, match=rf"{name}\.npy is missing"):
+        Records.open(folder)
+
+
+def test_truncated_file(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    path = folder / "records" / "patch_logits.npy"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(RecordsError, match=r"patch_logits\.npy is damaged"):
+        Records.open(folder)
+
+
+def test_array_of_another_shape(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    np.save(folder / "records" / "labels.npy", np.arange(3))
+    with pytest.raises(RecordsError, match=r"holds int64 \[3\], expected int64 \[24\]"):
+        Records.open(folder)
+
+
+def test_records_of_other_weights(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    (folder / "model.safetensors").write_bytes(b"trained further")
+    with pytest.raises(RecordsError, match=r"other weights than model\.safetensors"):
+        Records.open(folder)
+
+
+def test_damaged_json(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    (folder / "records" / "records.json").write_text('{"schema": ')
+    with pytest.raises(RecordsError, match=r"records\.json is damaged"):
+        Records.open(folder)
+
+
+def test_unknown_schema(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    (folder / "records" / "records.json").write_text(json.dumps({"schema": "other/9"}))
+    with pytest.raises(RecordsError, match="schema 'other/9'"):
+        Records.open(folder)
+
+
+def test_head_that_was_not_saved(make_run: MakeRun) -> None:
+    records = Records.open(make_run("run", "ib", active={"1.0": 0.5}))
+    with pytest.raises(RecordsError, match=r"'0\.0' is not in .*saved: 1\.0.*--heads all"):
+        records.latent("0.0")
+
+
+def test_attention_that_was_not_asked_for(make_run: MakeRun) -> None:
+    records = Records.open(make_run("run", "none"))
+    with pytest.raises(RecordsError, match=r"holds no attention: run `ibvit cache .*--attention`"):
+        records.attention("1.0")
+
+
+def test_runs_of_different_data_sets_are_not_mixed(make_run: MakeRun) -> None:
+    folders = [make_run("a", "none", data="digits"), make_run("b", "full", data="repetition")]
+    with pytest.raises(RecordsError, match=r"different data sets .* digits .* repetition"):
+        open_runs(folders)
+
+
+def test_a_run_given_twice_and_no_run(make_run: MakeRun) -> None:
+    folder = make_run("a", "none")
+    with pytest.raises(RecordsError, match="more than once"):
+        open_runs([folder, folder])
+    with pytest.raises(RecordsError, match="at least one run"):
+        open_runs([])
+
+
+def test_writer_goes_on_where_it_was_committed(tmp_path: Path) -> None:
+    meta = {"weights_sha256": "a", "heads": []}
+    writer = RecordsWriter(tmp_path, meta)
+    writer.add("labels", (4,), "int64")[:2] = [5, 6]
+    writer.commit("survey", 2)
+    again = RecordsWriter(tmp_path, meta)
+    assert again.progress("survey") == 2
+    assert again.add("labels", (4,), "int64").tolist() == [5, 6, 0, 0]
+
+
+def test_writer_starts_over_for_other_weights(tmp_path: Path) -> None:
+    writer = RecordsWriter(tmp_path, {"weights_sha256": "a", "heads": []})
+    writer.add("labels", (4,), "int64")[:] = 1
+    writer.commit("survey", 4)
+    again = RecordsWriter(tmp_path, {"weights_sha256": "b", "heads": []})
+    assert again.progress("survey") == 0
+    assert again.add("labels", (4,), "int64").tolist() == [0, 0, 0, 0]
