@@ -1,0 +1,164 @@
+"""Plans carried out by PIL and torchvision's functional operations, in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ibvit.data.augment import OPERATIONS, Ints, Plan, normalised
+from ibvit.data.images import BadFile, BadFiles, nearest_readable
+from ibvit.data.schedule import Schedule
+from ibvit.data.types import Batch
+
+_CHUNK = 64  # images decoded before their plan is drawn: enough to share its cost, few enough to hold
+
+
+class Source(Protocol):
+    """Where pictures come from: files, or a pack of decoded ones."""
+
+    @property
+    def labels(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> str: ...
+
+    def image(self, index: int) -> Image.Image: ...
+
+
+def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
+    """One RandAugment operation by torchvision's own function; magnitudes as in :func:`ibvit.data.augment.magnitudes`.
+
+    Example:
+        >>> operate(Image.new("RGB", (4, 4), (100, 0, 0)), "Brightness", 0.5).getpixel((0, 0))
+        (150, 0, 0)
+    """
+    match name:
+        case "ShearX" | "ShearY":
+            degrees = float(np.degrees(np.arctan(magnitude)))
+            shear = [degrees, 0.0] if name == "ShearX" else [0.0, degrees]
+            return F.affine(image, 0.0, [0, 0], 1.0, shear, InterpolationMode.NEAREST, center=[0, 0])
+        case "TranslateX" | "TranslateY":
+            shift = [int(magnitude), 0] if name == "TranslateX" else [0, int(magnitude)]
+            return F.affine(image, 0.0, shift, 1.0, [0.0, 0.0], InterpolationMode.NEAREST)
+        case "Rotate":
+            return F.rotate(image, magnitude, InterpolationMode.NEAREST)
+        case "Brightness":
+            return F.adjust_brightness(image, 1 + magnitude)
+        case "Color":
+            return F.adjust_saturation(image, 1 + magnitude)
+        case "Contrast":
+            return F.adjust_contrast(image, 1 + magnitude)
+        case "Sharpness":
+            return F.adjust_sharpness(image, 1 + magnitude)
+        case "Posterize":
+            return F.posterize(image, int(magnitude))
+        case "Solarize":
+            return F.solarize(image, magnitude)
+        case "AutoContrast":
+            return F.autocontrast(image)
+        case "Equalize":
+            return F.equalize(image)
+    return image
+
+
+def carry_out(image: Image.Image, plan: Plan, row: int, image_size: int) -> NDArray[np.uint8]:
+    """Row ``row`` of a plan on one picture: uint8 ``[image_size, image_size, 3]``."""
+    image = F.resized_crop(image, *plan.window[row].tolist(), plan.size[row].tolist(), InterpolationMode.BICUBIC)
+    image = F.crop(image, *plan.offset[row].tolist(), image_size, image_size)
+    if plan.flip[row]:
+        image = F.horizontal_flip(image)
+    for op, magnitude in zip(plan.ops[row], plan.magnitude[row], strict=True):
+        image = operate(image, OPERATIONS[op], float(magnitude))
+    return np.asarray(image)
+
+
+class _Steps(Dataset[tuple[Tensor, Ints, list[BadFile]]]):
+    """Item (epoch, step): a rank's whole batch, so that one worker makes one batch."""
+
+    def __init__(self, source: Source, schedule: Schedule) -> None:
+        self.source, self.schedule = source, schedule
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, Ints, list[BadFile]]:
+        epoch, step = at
+        rows = self.schedule.rows(epoch, step)
+        side = self.schedule.recipe.image_size
+        images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+        index = np.empty_like(rows)
+        bad: list[BadFile] = []
+        for first in range(0, len(rows), _CHUNK):
+            chunk = slice(first, first + _CHUNK)
+            pictures = []
+            for position, row in enumerate(rows[chunk], first):
+                index[position], picture, passed = nearest_readable(
+                    self.source.image, self.source.path, int(row), len(self.source)
+                )
+                pictures.append(picture)
+                bad += passed
+            sizes = np.array([[picture.height, picture.width] for picture in pictures])
+            plan = self.schedule.plan(epoch, rows[chunk], sizes)
+            for row, picture in enumerate(pictures):
+                images[first + row] = carry_out(picture, plan, row, side)
+        return torch.from_numpy(images), index, bad
+
+
+class _From(Sampler[tuple[int, int]]):
+    """Steps ``start``, ``start + 1``, … of an epoch; set before each pass."""
+
+    def __init__(self, steps: int) -> None:
+        self.epoch, self.start, self.steps = 0, 0, steps
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, step) for step in range(self.start, self.steps))
+
+
+class TorchvisionLoader:
+    """A :class:`~ibvit.data.types.Loader` by PIL, torchvision and ``DataLoader`` workers.
+
+    Args:
+        workers: worker processes; 0 works in this one.
+        device: where batches go.
+        bad: gathers the files that had to be replaced.
+    """
+
+    def __init__(self, source: Source, schedule: Schedule, workers: int, device: torch.device, bad: BadFiles) -> None:
+        self._labels = torch.tensor(source.labels)
+        self._sampler = _From(len(schedule))
+        self._device, self._bad = device, bad
+        self._loader: DataLoader[tuple[Tensor, Ints, list[BadFile]]] | None = DataLoader(
+            _Steps(source, schedule),
+            batch_size=None,
+            sampler=self._sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        return self._sampler.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        if self._loader is None:
+            raise RuntimeError("loader: expected an open loader, this one was closed")
+        self._sampler.epoch, self._sampler.start = epoch, start
+        for images, rows, bad in self._loader:
+            self._bad.note(bad)
+            index = torch.as_tensor(rows)
+            labels = self._labels[index]
+            yield Batch(
+                normalised(images.to(self._device, non_blocking=True)),
+                labels.to(self._device, non_blocking=True),
+                index.to(self._device, non_blocking=True),
+            )
+
+    def close(self) -> None:
+        self._loader = None
