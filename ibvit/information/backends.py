@@ -1,0 +1,209 @@
+"""Where the sums over components are done: the CPU library, Triton, or plain torch.
+
+A *column* is one draw of u for every sample, from one of the channels; two columns of one channel are U and U′. For
+sample s and component i let ℓ_c = log N(u_c(s); mu[i], exp(logvar[i])) − reference_c(s). Every backend computes
+
+    single[c, s] = log Σ_i exp(ℓ_c)            pair[p, s] = log Σ_i exp(ℓ_a + ℓ_b),  p = (a, b)
+
+The reference is the log-density of the component that u was drawn from: its own term is exp(0), so the sums are at
+least 1 and need no running maximum.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from ibvit.information.channel import Channel
+
+Impl = Literal["auto", "native", "triton", "torch"]
+WORKSPACE_BYTES = 1 << 28  # of any backend, beside the channels themselves and eight bytes a sample and result
+PAIRS_PER_CALL = 1 << 30  # densities between two looks at the keyboard and the progress bar, on a CPU
+Advance = Callable[[int], None]
+
+
+class Mixture(Protocol):
+    """Channels over the same components, ready to be summed over."""
+
+    impl: str
+
+    def log_sums(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The sums of the module's docstring, in float64.
+
+        Args:
+            u: for each column `[S, d]` float32, a draw from channel `channel[c]`.
+            channel: the channel of each column.
+            reference: for each column `[S]` float64.
+            pairs: `[P, 2]` int64, column indices.
+
+        Returns:
+            single `[columns, S]` and pair `[P, S]`, float64.
+        """
+        ...
+
+    def samples_per_call(self, channel: Sequence[int]) -> int:
+        """How many samples to pass at once, so that memory stays bounded and an interrupt is answered."""
+        ...
+
+
+def open_mixture(channels: Sequence[Channel], impl: Impl = "auto", threads: int | None = None) -> Mixture:
+    """Prepare channels for one backend.
+
+    Args:
+        impl: `auto` takes Triton for CUDA tensors and the CPU library for others, torch where that is not available;
+            any other value takes that backend or raises.
+        threads: of the CPU library; None: as many as torch uses.
+
+    Raises:
+        ValueError: no such backend, or not for tensors on this device.
+        RuntimeError: the backend is not available here; the message says why.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
+    device = channels[0].mu.device.type
+    if impl == "auto":
+        impl = _best(device)
+    if impl == "torch":
+        return TorchMixture(channels)
+    wanted = {"native": "cpu", "triton": "cuda"}[impl]
+    if device != wanted:
+        raise ValueError(f"impl: {impl!r} takes {wanted} tensors, got tensors on {device}")
+    if (reason := _missing(impl)) is not None:
+        raise RuntimeError(f"impl: {impl!r} is not available: {reason}")
+    return NativeMixture(channels, threads) if impl == "native" else TritonMixture(channels)
+
+
+@lru_cache
+def _best(device: str) -> Literal["native", "triton", "torch"]:
+    preferred: dict[str, Literal["native", "triton"]] = {"cpu": "native", "cuda": "triton"}
+    log = logging.getLogger("ibvit")
+    if device not in preferred:
+        return "torch"
+    if (reason := _missing(preferred[device])) is not None:
+        log.warning("information: %s is not available (%s); using torch", preferred[device], reason)
+        return "torch"
+    log.info("information: using %s for tensors on %s", preferred[device], device)
+    return preferred[device]
+
+
+@lru_cache
+def _missing(impl: str) -> str | None:
+    """Why a backend cannot be used, or None."""
+    try:
+        if impl == "native":
+            from ibvit_kernels import native
+
+            return native.why_absent()
+        from ibvit_kernels import mixture  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+class NativeMixture:
+    """The CPU library of csrc/, float32 direct differences."""
+
+    impl = "native"
+
+    def __init__(self, channels: Sequence[Channel], threads: int | None) -> None:
+        from ibvit_kernels import native
+
+        self._sums = native.Mixture([c.mu.numpy() for c in channels], [c.logvar.numpy() for c in channels])
+        self._threads = threads or torch.get_num_threads()
+        self._channels = channels
+
+    def samples_per_call(self, channel: Sequence[int]) -> int:
+        work = sum(8 + self._channels[c].dims for c in channel) / 8 * self._channels[0].components
+        return max(64 * self._threads, int(PAIRS_PER_CALL / work))
+
+    def log_sums(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        single, pair = self._sums.log_sums(
+            [x.numpy() for x in u], channel, [r.numpy() for r in reference], pairs.numpy(), threads=self._threads
+        )
+        return torch.from_numpy(single), torch.from_numpy(pair)
+
+
+class TritonMixture:
+    """The GPU kernels of `ibvit_kernels.mixture`."""
+
+    impl = "triton"
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        from ibvit_kernels import mixture
+
+        self._function = mixture.log_sums
+        self._channels = channels
+
+    def samples_per_call(self, channel: Sequence[int]) -> int:
+        return max(1024, WORKSPACE_BYTES // (64 * len(channel) + 8 * sum(self._channels[c].dims for c in channel)))
+
+    def log_sums(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        columns = [self._channels[c] for c in channel]
+        mu, logvar = [c.mu for c in columns], [c.logvar for c in columns]
+        single, pair = self._function(list(u), mu, logvar, list(reference), pairs)
+        return single.double(), pair.double()
+
+
+class TorchMixture:
+    """Float64 matrix products on any device: the specification.
+
+    log N is the inner product of (u², u) with (−½/σ², μ/σ²) plus a constant. Its cancellation costs (μ/σ)² roundings,
+    which float64 affords and float32 does not.
+    """
+
+    impl = "torch"
+    _SAFE = 300.0  # exp(2 · 300) and the sum of many such terms are finite in float64
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self._channels = channels
+
+    def samples_per_call(self, channel: Sequence[int]) -> int:
+        return 256
+
+    def log_sums(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        samples = len(u[0])
+        at_once = max(1, WORKSPACE_BYTES // (24 * len(u) * max(samples, 1)))
+        gram = torch.zeros(samples, len(u), len(u), dtype=torch.float64, device=u[0].device)
+        total = torch.zeros(len(u), samples, dtype=torch.float64, device=u[0].device)
+        for start in range(0, self._channels[0].components, at_once):
+            rows = slice(start, start + at_once)
+            terms = self._log_ratios(u, channel, reference, rows).clamp_(max=self._SAFE).exp_()  # [columns, S, rows]
+            total += terms.sum(-1)
+            if len(pairs):
+                gram += terms.permute(1, 0, 2) @ terms.permute(1, 2, 0)
+        single, pair = total.log(), gram[:, pairs[:, 0], pairs[:, 1]].T.log()
+        for s in (single >= self._SAFE).any(0).nonzero():  # u where other components are denser by e^300: in logarithms
+            terms = self._log_ratios([x[s] for x in u], channel, [r[s] for r in reference], slice(None))
+            single[:, s] = terms.logsumexp(-1)
+            pair[:, s] = (terms[pairs[:, 0]] + terms[pairs[:, 1]]).logsumexp(-1)
+        return single, pair
+
+    def _log_ratios(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], rows: slice
+    ) -> Tensor:
+        """ℓ `[columns, S, rows]`, float64."""
+        ratios = []
+        for x, c, r in zip(u, channel, reference, strict=True):
+            x, mu, rho = x.double(), self._channels[c].mu[rows].double(), self._channels[c].logvar[rows].double()
+            precision = torch.exp(-rho)
+            constant = -0.5 * (mu.square() * precision + rho + _LOG_2PI).sum(1)
+            features = torch.cat([x.square(), x], 1)
+            weights = torch.cat([-0.5 * precision, mu * precision], 1)
+            ratios.append(torch.addmm(constant - r[:, None], features, weights.T))
+        return torch.stack(ratios)
+
+
+_LOG_2PI = 1.8378770664093453

@@ -1,0 +1,162 @@
+"""A channel p(u|x): checked parameters, without the dimensions that carry nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = Tensor | np.ndarray
+ROWS_AT_ONCE = 1 << 16  # parameters are read in slices of this many rows: a memory-mapped file never loads as a whole
+MAX_LOGVAR = 60.0  # exp(±60) is far outside anything a posterior does, and safely inside float32
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Diagonal Gaussians p(u|x) = N(mu[x], diag exp(logvar[x])) for equally likely x = 0 … M−1."""
+
+    mu: Tensor  # [M, d] float32, each dimension shifted to mean 0 (no information depends on it)
+    logvar: Tensor  # [M, d] float32
+    divergence: Tensor  # [M] float32, KL(p(u|x) ‖ q) in nats; q: the Gaussian with the channel's mean and variances
+    bias_bound: float  # nats; the dropped dimensions carry at most this much of I(X;U), given the kept ones
+
+    @property
+    def components(self) -> int:
+        """M, the number of equally likely inputs."""
+        return self.mu.shape[0]
+
+    @property
+    def dims(self) -> int:
+        """d, the number of dimensions that were kept."""
+        return self.mu.shape[1]
+
+
+def load_channel(path: str | Path) -> tuple[Array, Array]:
+    """Read the arrays `mu` and `logvar` of a `.npz` or `.safetensors` file.
+
+    Raises:
+        ValueError: another suffix, or an array is missing.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "head.npz"
+        >>> np.savez(file, mu=np.zeros((5, 2)), logvar=np.zeros((5, 2)))
+        >>> mu, logvar = load_channel(file)
+        >>> mu.shape
+        (5, 2)
+    """
+    path = Path(path)
+    arrays: dict[str, Array]
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files if name in ("mu", "logvar")}
+    elif path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys() if name in ("mu", "logvar")}  # noqa: SIM118
+    else:
+        raise ValueError(f"path: expected a .npz or .safetensors file, got {path.name!r}")
+    missing = [name for name in ("mu", "logvar") if name not in arrays]
+    if missing:
+        raise ValueError(f"{path.name}: expected arrays mu and logvar, missing {' and '.join(missing)}")
+    return arrays["mu"], arrays["logvar"]
+
+
+def make_channel(mu: Array, logvar: Array, idle_nats: float, name: str = "") -> Channel:
+    """Check parameters, and drop the dimensions that together carry at most `idle_nats`.
+
+    For any split of the dimensions into kept A and dropped, and any density q_j,
+
+        I(X; U_A)  ≤  I(X; U)  ≤  I(X; U_A) + Σ_{j∉A} mean_x KL(p(u_j|x) ‖ q_j)
+
+    because the dimensions are independent given x. The Gaussian with the aggregate's mean and variance s_j² is the best
+    Gaussian q_j: its mean KL, ½(log s_j² − mean ρ_j), is never above the KL to the prior N(0, 1).
+
+    Args:
+        mu, logvar: `[M, d]`, float32 or float64, torch or numpy (memory-mapped too); logvar is ln σ².
+        idle_nats: budget of the dropped dimensions; 0 keeps all but those that carry exactly nothing.
+        name: prefix of the arguments in error messages.
+
+    Raises:
+        TypeError, ValueError: not such a pair of arrays; the message names the argument.
+    """
+    prefix = f"{name}." if name else ""
+    _check_array(mu, prefix + "mu")
+    _check_array(logvar, prefix + "logvar")
+    if tuple(mu.shape) != tuple(logvar.shape):
+        raise ValueError(
+            f"{prefix}logvar: expected the shape of {prefix}mu, {tuple(mu.shape)}, got {tuple(logvar.shape)}"
+        )
+    if isinstance(mu, Tensor) and isinstance(logvar, Tensor) and mu.device != logvar.device:
+        raise ValueError(f"{prefix}logvar: expected on the device of {prefix}mu, {mu.device}, got {logvar.device}")
+
+    mean, variance, mean_logvar = _moments(mu, logvar, prefix)
+    carried = (0.5 * (variance.log() - mean_logvar)).clamp_min(0)  # [d] nats at most
+    smallest_first = torch.argsort(carried)
+    idle = int((carried[smallest_first].cumsum(0) <= idle_nats).sum())
+    kept = smallest_first[idle:].sort().values
+
+    device = mean.device
+    kept_mu = torch.empty(len(mu), len(kept), device=device)
+    kept_logvar = torch.empty_like(kept_mu)
+    divergence = torch.empty(len(mu), device=device)
+    columns = kept.tolist()
+    for rows, mu_rows, logvar_rows in _slices(mu, logvar):
+        centred, rho = mu_rows[:, columns] - mean[kept], logvar_rows[:, columns]
+        kept_mu[rows], kept_logvar[rows] = centred.float(), rho.float()
+        ratio = (rho.exp() + centred.square()) / variance[kept]
+        divergence[rows] = (0.5 * (variance[kept].log() - rho + ratio - 1).sum(1)).float()
+    return Channel(kept_mu, kept_logvar, divergence, float(carried[smallest_first[:idle]].sum()))
+
+
+def _check_array(array: Array, name: str) -> None:
+    if not isinstance(array, Tensor | np.ndarray):
+        raise TypeError(f"{name}: expected a torch tensor or a numpy array, got {type(array).__name__}")
+    if str(array.dtype).removeprefix("torch.") not in ("float32", "float64"):
+        raise TypeError(f"{name}: expected float32 or float64, got {str(array.dtype).removeprefix('torch.')}")
+    if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] < 1:
+        raise ValueError(f"{name}: expected [components ≥ 2, dimensions ≥ 1], got shape {tuple(array.shape)}")
+
+
+def _slices(mu: Array, logvar: Array) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Float64 rows of both arrays, a slice at a time, on the device of `mu`."""
+    for start in range(0, len(mu), ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, len(mu)))
+        pair = [torch.as_tensor(np.array(a[rows])) if isinstance(a, np.ndarray) else a[rows] for a in (mu, logvar)]
+        first = pair[0].detach().double()
+        yield rows, first, pair[1].detach().to(first)
+
+
+def _moments(mu: Array, logvar: Array, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the aggregate Σ_i p(u|x_i) / M, and the mean logvar; each `[d]`, float64."""
+    totals: Tensor | None = None
+    shift = torch.zeros(())
+    for rows, mu_rows, rho in _slices(mu, logvar):
+        for values, name in ((mu_rows, "mu"), (rho, "logvar")):
+            if not bool(values.isfinite().all()):
+                row, column = (int(i) for i in (~values.isfinite()).nonzero()[0])
+                found = f"{float(values[row, column])} at [{rows.start + row}, {column}]"
+                raise ValueError(f"{prefix}{name}: expected finite values, got {found}")
+        largest = float(rho.abs().max())
+        if largest > MAX_LOGVAR:
+            raise ValueError(f"{prefix}logvar: expected ln σ² within ±{MAX_LOGVAR:g}, got a magnitude of {largest:g}")
+        if totals is None:
+            shift = mu_rows.mean(0)
+            totals = torch.zeros(4, mu_rows.shape[1], dtype=torch.float64, device=mu_rows.device)
+        centred = mu_rows - shift
+        totals += torch.stack([centred.sum(0), centred.square().sum(0), rho.exp().sum(0), rho.sum(0)])
+    assert totals is not None  # the arrays have at least two rows
+    offset, square, noise, mean_logvar = totals / len(mu)
+    return shift + offset, square - offset.square() + noise, mean_logvar
+
+
+def log_density(u: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(u; mu, exp(logvar)) summed over the last dimension: float64 arithmetic on whatever comes."""
+    mu, rho = mu.double(), logvar.double()
+    return -0.5 * ((u.double() - mu).square() * torch.exp(-rho) + rho + math.log(2 * math.pi)).sum(-1)

@@ -1,0 +1,230 @@
+"""Draws of (x, u), the sums over components for them, and the averages that estimates are made of.
+
+The unit of randomness is a *batch*: an independent sample of the same size, whose mean is one observation of every
+term at once. Errors come from the scatter of the batches, so whatever correlation the terms, the strata or the control
+variates bring is in them. Batches are also the unit of work of a rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ibvit.information.backends import Mixture
+from ibvit.information.channel import Channel, log_density
+from ibvit.information.controls import CONTROLS, GaussianControls
+from ibvit.information.progress import Progress
+
+BLOCK = 4096  # draws of one random stream
+Column = tuple[int, int]  # channel, replicate
+Member = tuple[int] | tuple[int, int]  # one column: log p(u|x)/p(u); two: log p(u,v)/(p(u) p(v))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn and what is averaged: each term is the mean of its members."""
+
+    columns: list[Column]
+    terms: list[tuple[Member, ...]]
+
+    @classmethod
+    def information(cls, channels: int) -> Plan:
+        """One term I(X;U) for each channel."""
+        return cls([(k, 0) for k in range(channels)], [((k,),) for k in range(channels)])
+
+    @classmethod
+    def shared(cls, channels: int, couples: Sequence[tuple[int, int]]) -> Plan:
+        """Terms I(U;U′) of every channel, then I(U;V) of every couple, from two draws u, u′ of each channel a sample.
+
+        (u, v), (u′, v′), (u, v′) and (u′, v) are all draws of the joint channel.
+        """
+        columns = [(k, replicate) for k in range(channels) for replicate in (0, 1)]
+        own: list[tuple[Member, ...]] = [((2 * k, 2 * k + 1),) for k in range(channels)]
+        crossed: list[tuple[Member, ...]] = [
+            tuple((2 * a + i, 2 * b + j) for i, j in ((0, 0), (1, 1), (0, 1), (1, 0))) for a, b in couples
+        ]
+        return cls(columns, own + crossed)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs of columns that occur in terms, each once."""
+        return list(dict.fromkeys(member for term in self.terms for member in term if len(member) == 2))
+
+
+class Batches:
+    """Sums of terms and controls over each batch, and their second moments over all."""
+
+    def __init__(self, terms: int, controls: int, device: torch.device) -> None:
+        self.size = 0
+        self.sums = torch.zeros(0, terms, 1 + controls, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(terms, 1 + controls, 1 + controls, dtype=torch.float64, device=device)
+
+    @property
+    def samples(self) -> int:
+        """Draws of x so far."""
+        return self.size * len(self.sums)
+
+    def means(self) -> Tensor:
+        """Batch means of the terms `[batches, terms]`, less what regression on the controls explains."""
+        means = self.sums / self.size
+        if means.shape[2] == 1:
+            return means[:, :, 0]
+        centre = means.mean(0)  # [terms, 1 + controls]
+        covariance = self.cross / (self.size * len(means)) - centre[:, :, None] * centre[:, None, :]
+        slope = torch.linalg.pinv(covariance[:, 1:, 1:], hermitian=True) @ covariance[:, 1:, :1]
+        return means[:, :, 0] - torch.einsum("btc,tc->bt", means[:, :, 1:], slope[:, :, 0])
+
+
+class Sampler:
+    """Fills batches according to a plan.
+
+    Args:
+        channels: over the same components, on one device.
+        mixture: the same channels, opened on a backend.
+        stratified: x runs through the inputs in the order of their divergence, one from each of `size` equal strata of
+            a batch; otherwise x is uniform.
+        control: record control variates beside the terms.
+        seed: of all randomness; channel, replicate, batch and block each have streams of their own, so that results
+            depend neither on the number of ranks nor on how the work is cut.
+    """
+
+    def __init__(
+        self, channels: Sequence[Channel], mixture: Mixture, plan: Plan, *, stratified: bool, control: bool, seed: int
+    ) -> None:
+        self._channels, self._mixture, self._plan, self._seed = channels, mixture, plan, seed
+        self._device = channels[0].mu.device
+        self._components = channels[0].components
+        self._pairs = torch.tensor(plan.pairs, dtype=torch.int64, device=self._device).reshape(-1, 2)
+        self._pair_index = {pair: p for p, pair in enumerate(plan.pairs)}
+        self._order = torch.stack([c.divergence for c in channels]).sum(0).argsort() if stratified else None
+        self._controls = GaussianControls(channels) if control else None
+
+    def empty(self) -> Batches:
+        """No batches yet."""
+        return Batches(len(self._plan.terms), CONTROLS if self._controls else 0, self._device)
+
+    def extend(self, batches: Batches, count: int, size: int, *, stage: int, name: str) -> None:
+        """Add `count` batches of `size` draws, each rank its share. Batches of one object have one size.
+
+        Args:
+            stage: draws of different stages are independent.
+            name: what the progress bar says.
+        """
+        rank, world = _rank_and_world()
+        first = len(batches.sums)
+        batches.size = size
+        sums = torch.zeros(count, *batches.sums.shape[1:], dtype=torch.float64, device=self._device)
+        cross = torch.zeros_like(batches.cross)
+        with Progress(len(range(rank, count, world)) * size, name, show=rank == 0) as progress:
+            for b in range(rank, count, world):
+                for start in range(0, size, BLOCK):
+                    strata = range(start, min(start + BLOCK, size))
+                    rows = self._observe(strata, size, (stage, first + b, start // BLOCK), progress.advance)
+                    sums[b] += rows.sum(-1)
+                    cross += torch.einsum("tcs,tes->tce", rows, rows)
+        if world > 1:
+            _all_reduce(sums, cross)
+        batches.sums = torch.cat([batches.sums, sums])
+        batches.cross += cross
+
+    def _observe(self, strata: range, size: int, stream: tuple[int, ...], advance: Callable[[int], None]) -> Tensor:
+        """Terms and controls of draws: `[terms, 1 + controls, len(strata)]`."""
+        x = self._inputs(strata, size, stream)
+        draws = [self._draw(x, column, stream) for column in self._plan.columns]
+        single, pair = self._log_sums(draws, advance)
+        observed = [torch.stack([self._member(m, draws, single, pair) for m in t]).mean(0) for t in self._plan.terms]
+        return torch.stack(observed)
+
+    def _inputs(self, strata: range, size: int, stream: tuple[int, ...]) -> Tensor:
+        """Indices x `[len(strata)]`."""
+        generator = self._generator(*stream, 0)
+        uniform = torch.rand(len(strata), generator=generator, dtype=torch.float64, device=self._device)
+        if self._order is None:
+            return (uniform * self._components).long()
+        place = torch.arange(strata.start, strata.stop, device=self._device) + uniform
+        return self._order[(place * (self._components / size)).long().clamp_max(self._components - 1)]
+
+    def _draw(self, x: Tensor, column: Column, stream: tuple[int, ...]) -> _Draw:
+        channel = self._channels[column[0]]
+        mu, logvar = channel.mu[x], channel.logvar[x]
+        epsilon = torch.randn(mu.shape, generator=self._generator(*stream, 1, *column), device=self._device)
+        u = mu + torch.exp(0.5 * logvar) * epsilon
+        whitened = self._controls.whiten(column[0], u) if self._controls else u
+        return _Draw(u, epsilon, logvar, log_density(u, mu, logvar), whitened)
+
+    def _log_sums(self, draws: Sequence[_Draw], advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+        channel = [k for k, _ in self._plan.columns]
+        at_once = self._mixture.samples_per_call(channel)
+        parts = []
+        for start in range(0, len(draws[0].u), at_once):
+            rows = slice(start, start + at_once)
+            u, reference = [draw.u[rows] for draw in draws], [draw.reference[rows] for draw in draws]
+            parts.append(self._mixture.log_sums(u, channel, reference, self._pairs))
+            advance(len(u[0]))
+        single, pair = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        return single, pair
+
+    def _member(self, member: Member, draws: Sequence[_Draw], single: Tensor, pair: Tensor) -> Tensor:
+        """Value and controls `[1 + controls, S]` of one member of a term."""
+        if len(member) == 1:
+            value = math.log(self._components) - single[member[0]]
+        else:
+            value = math.log(self._components) + pair[self._pair_index[member]] - single[list(member)].sum(0)
+        if self._controls is None:
+            return value[None]
+        parts = [draws[c] for c in member]
+        channels = [self._plan.columns[c][0] for c in member]
+        if len(member) == 1:
+            controls = self._controls.single(channels[0], parts[0].epsilon, parts[0].logvar, parts[0].whitened)
+        else:
+            controls = self._controls.pair(channels[0], channels[1], parts[0].whitened, parts[1].whitened)
+        return torch.cat([value[None], controls])
+
+    def _generator(self, *stream: int) -> torch.Generator:
+        """A random stream for each tuple of small integers."""
+        state = self._seed & _WORD
+        for word in stream:
+            state = _mix((state + word + 1) & _WORD)
+        return torch.Generator(self._device).manual_seed(state >> 1)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """S draws of one column; arrays `[S, d]` but for the reference, `[S]`."""
+
+    u: Tensor
+    epsilon: Tensor
+    logvar: Tensor
+    reference: Tensor  # log p(u|x), float64, of u as rounded
+    whitened: Tensor
+
+
+_WORD = (1 << 64) - 1
+
+
+def _mix(word: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): nearby words give unrelated ones."""
+    word = (word + 0x9E3779B97F4A7C15) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _all_reduce(*tensors: Tensor) -> None:
+    """Sum over ranks, in place, on whatever device the process group works on."""
+    device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    for tensor in tensors:
+        moved = tensor.to(device)
+        torch.distributed.all_reduce(moved)
+        tensor.copy_(moved)
