@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # float32 [b, 3, height, width], normalised
     labels: Tensor  # int64 [b]
-    index: Tensor  # int64 [b], position in the data set
+    index: Tensor  # type: ignore[assignment]  # int64 [b], position in the data set (hides tuple.index)
 
 
 class Loader(Protocol):

@@ -161,7 +161,7 @@ def load(directory: str | Path) -> VisionTransformer:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"directory: expected a run folder with {name}, found none in {directory}")
     try:
-        spec = json.loads((directory / CONFIG_FILE).read_text())["model"]
+        spec = json.loads((directory / CONFIG_FILE).read_text())["architecture"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"directory: {directory / CONFIG_FILE} is not the configuration of a run ({error})") from error
     model = create_model(**spec)

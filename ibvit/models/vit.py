@@ -7,7 +7,7 @@ the mean, so the logits are the mean of the patches' votes.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -70,7 +70,7 @@ class VisionTransformer(nn.Module):
         self.attention: Kind = attention
         self.num_classes: int = source.num_classes
         self.embed_dim: int = source.embed_dim
-        blocks = cast(list[timm_vit.Block], list(source.blocks))
+        blocks: list[Any] = list(source.blocks)
         self.num_heads: int = blocks[0].attn.num_heads
         self.latent_dim = latent_dim if attention == "ib" else 0
         self.grad_checkpointing = False

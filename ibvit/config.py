@@ -1,0 +1,141 @@
+"""What a training run is: every option, validated, frozen. Imports nothing of ibvit.
+
+Options that default to None come from the data set's recipe (:mod:`ibvit.data.recipes`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a vision transformer whose attention pays β for each nat that it writes."""
+
+    beta: float = 1.0
+    """Price of a nat: 0 leaves communication free, large values silence it (see --kl-reduction for its unit)."""
+    attention: Literal["ib", "full", "none"] = "ib"
+    """ib: a bottleneck on every head; full: the unmodified ViT; none: no attention, independent patches."""
+    data: str = "digits"
+    """digits, repetition, or a folder with train/<class>/ and val/<class>/ images."""
+    recipe: str | None = None
+    """Model size and schedule: digits, repetition, tiny100 or imagenet100 (default: by --data)."""
+    out: Path | None = None
+    """Run folder (default: runs/<data>-<attention>-beta<β>-seed<s>)."""
+    seed: int = 0
+    """Seeds initialisation, order, augmentation and noise."""
+
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    """Implementation of the bottleneck; auto: Triton on CUDA, the reference elsewhere."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Mixed precision; auto: bf16 where the GPU has it, else fp16 with gradient scaling, off on a CPU."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+
+    kl_reduction: Literal["mean", "sum"] = "mean"
+    """K in CE + β·K: mean over images, heads and tokens, or Eq. 3's sum over heads and tokens."""
+    beta_warmup_epochs: float | None = None
+    """Epochs of the linear ramp of β from 0 (default: a tenth of --epochs; 0 is the paper's fixed β)."""
+    latent_dim: int = 32
+    """Latent dimensions of each head's bottleneck."""
+    hidden_dim: int = 64
+    """Hidden width of each head's encoder and decoder."""
+    model: str | None = None
+    """timm name of the backbone."""
+    image_size: int | None = None
+    """Pixels of a side of the (square) input."""
+    pretrained: Path | None = None
+    """Start the backbone from this timm checkpoint (.safetensors or .pth)."""
+
+    epochs: int | None = None
+    """Passes over the training set."""
+    batch_size: int | None = None
+    """Images of one optimiser step, over all processes."""
+    accumulate: int = 1
+    """Micro-batches that each process splits its share of a step into."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float | None = None
+    """Epochs of linear learning-rate warm-up."""
+    weight_decay: float = 0.05
+    """Weight decay, except on biases, one-dimensional and bottleneck parameters."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps in all; the schedules stay those of --epochs."""
+
+    loader: Literal["auto", "dali", "torchvision"] = "auto"
+    """Loader of image folders; auto: DALI where it can be imported."""
+    cache: Literal["auto", "gpu", "ram", "off"] = "auto"
+    """Where decoded images of a folder are kept between epochs."""
+    workers: int | None = None
+    """Loader processes or threads of each rank (default: the cores there are, shared by the ranks)."""
+
+    eval_every: int | None = None
+    """Epochs between validations."""
+    eval_repeats: int = 1
+    """Noisy validation passes at each validation."""
+    checkpoint_every: float = 1.0
+    """Epochs between checkpoints; fractions are allowed."""
+    resume: str = "auto"
+    """auto: go on from the run folder's checkpoint, if any; none: refuse to overwrite one; or a checkpoint's path."""
+    track: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also send metrics to TensorBoard (in the run folder) or Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "beta": 0, "seed": 0, "min_lr": 0, "weight_decay": 0, "beta_warmup_epochs": 0, "warmup_epochs": 0,
+            "latent_dim": 1, "hidden_dim": 1, "image_size": 1, "epochs": 1, "batch_size": 1, "accumulate": 1,
+            "max_steps": 1, "workers": 0, "eval_every": 1, "eval_repeats": 1,
+        }  # fmt: skip
+        for name, lowest in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= lowest):
+                raise ValueError(f"{name}: expected a finite number of at least {lowest}, got {value}")
+        for name in ("lr", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: expected a positive finite number, got {value}")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder: ``out``, or a name made of what identifies the run."""
+        data = Path(self.data).resolve().name if Path(self.data).is_dir() else self.data
+        return self.out or Path("runs") / f"{data}-{self.attention}-beta{self.beta:g}-seed{self.seed}"
+
+
+# What may differ when a run goes on: where and how it runs, not what it computes.
+_FREE = {
+    "out", "device", "impl", "compile", "max_steps", "loader", "cache", "workers", "eval_every", "eval_repeats",
+    "checkpoint_every", "resume", "track", "data", "accumulate",
+}  # fmt: skip
+
+
+def conflicts(config: TrainConfig, stored: dict[str, object]) -> list[str]:
+    """Options in which ``config`` differs from the stored ones of a run that it would go on with.
+
+    Example:
+        >>> conflicts(TrainConfig(beta=4), {"beta": 1.0, "lr": None})
+        ['beta: 4 now, 1.0 in the run']
+    """
+    return [
+        f"{field.name}: {getattr(config, field.name)} now, {stored[field.name]} in the run"
+        for field in fields(config)
+        if field.name in stored
+        and field.name not in _FREE
+        and _plain(getattr(config, field.name)) != stored[field.name]
+    ]
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def as_dict(config: TrainConfig) -> dict[str, object]:
+    """The options as JSON can hold them."""
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}

@@ -1,0 +1,48 @@
+"""The picture that every run leaves: how it learned, what it paid, and which heads speak."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ibvit.figures import style
+
+
+def draw_training(run_dir: Path) -> Path:
+    """Draw ``figures/training.png`` (and .pdf) of a run folder from its ``metrics.jsonl``; gives the PNG's path.
+
+    Left: cross-entropy and validation accuracy by epoch. Right, with bottlenecks: nats a patch by epoch, and the mean
+    nats of each head at the last validation, block 0 at the bottom.
+
+    Raises:
+        ValueError: the run has no metrics yet.
+    """
+    path = run_dir / "metrics.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    if not lines:
+        raise ValueError(f"run: expected metrics in {path}, found none")
+    validated = [line for line in lines if "val_top1" in line]
+    priced = [line for line in validated if "val_heads" in line]
+    with style.house_style():
+        figure = style.new_figure(style.PAGE, 2.2)
+        panels = figure.subplots(1, 4 if priced else 2)
+        epochs = [line["epoch"] + 1 for line in lines]
+        panels[0].plot(epochs, [line["train_ce"] for line in lines], label="training")
+        panels[0].plot([v["epoch"] + 1 for v in validated], [v["val_ce"] for v in validated], label="validation")
+        panels[0].set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+        panels[0].legend()
+        panels[1].plot([v["epoch"] + 1 for v in validated], [v["val_top1"] for v in validated])
+        panels[1].set(xlabel="epoch", ylabel="validation accuracy (%)")
+        if priced:
+            panels[2].plot([v["epoch"] + 1 for v in priced], [v["val_nats_per_patch"] for v in priced])
+            panels[2].set(xlabel="epoch", ylabel="information (nats / patch)", yscale="log")
+            heads = np.array(priced[-1]["val_heads"])
+            image = panels[3].imshow(heads, origin="lower", aspect="auto", cmap=style.NATS, vmin=0)
+            panels[3].set(xlabel="head", ylabel="block", xticks=range(heads.shape[1]), yticks=range(heads.shape[0]))
+            figure.colorbar(image, ax=panels[3], label="nats / patch")
+        stem = run_dir / "figures" / "training"
+        stem.parent.mkdir(exist_ok=True)
+        style.save(figure, stem)
+    return stem.with_suffix(".png")

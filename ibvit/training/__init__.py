@@ -1,0 +1,127 @@
+"""Training: :func:`train` takes a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ibvit.config import TrainConfig
+from ibvit.data.build import build_data
+from ibvit.data.recipes import apply_recipe
+from ibvit.models import create_model, save_model
+from ibvit.training.checkpoint import CheckpointError, latest_checkpoint, read_checkpoint
+from ibvit.training.distributed import Processes
+from ibvit.training.interrupt import Interrupted
+from ibvit.training.metrics import MetricsWriter
+from ibvit.training.run import CHECKPOINTS, CONFIG_FILE, architecture, both_betas, check_same_run, write_config
+from ibvit.training.trainer import NonFiniteLossError, Trainer
+
+__all__ = ["CheckpointError", "Interrupted", "NonFiniteLossError", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> Path:
+    """Train, or go on with a run that was interrupted, and give back its run folder.
+
+    The folder holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, at the end, ``model.safetensors``, which
+    :func:`ibvit.load` reads. Under torchrun every process calls this; together they train one model.
+
+    Raises:
+        ValueError: an option, the data or the run folder is not what it should be.
+        CheckpointError: the checkpoint to go on from cannot be read, or a new one cannot be written.
+        Interrupted: a signal came; the run is saved and can go on.
+        NonFiniteLossError: the loss became infinite or NaN.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp()) / "run"
+        >>> run_dir = train(TrainConfig(data="digits", attention="none", out=out, max_steps=1, device="cpu"))
+        >>> sorted(path.name for path in run_dir.iterdir())
+        ['checkpoints', 'config.json', 'metrics.jsonl', 'model.safetensors']
+    """
+    config, recipe = apply_recipe(config)
+    run_dir = config.run_dir
+    config = replace(config, out=run_dir)
+    state = _state_to_resume(config)
+    with Processes.from_environment(config.device) as processes:
+        _make_deterministic(config.seed)
+        data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
+        arguments = architecture(config, recipe, len(data.classes))
+        pretrained = config.pretrained if config.pretrained and state is None else False
+        model = create_model(**arguments, impl=config.impl, pretrained=pretrained).to(processes.device)
+        details: dict[str, Any] = {
+            "architecture": arguments,
+            "channels": model.channels._asdict(),
+            "classes": data.classes,
+            "images": dict(zip(("train", "val"), data.sizes, strict=True)),
+            "world_size": processes.world_size,
+            **both_betas(config, model.channels),
+        }
+        trainer = Trainer(model, data, config, processes)
+        if state is not None:
+            trainer.load_state_dict(state)
+        writer = None
+        if processes.is_main:
+            write_config(run_dir, config, details)
+            writer = MetricsWriter(run_dir, trainer.progress.epoch, config.track, details)
+            _announce(trainer, details)
+        try:
+            trainer.run(writer)
+        finally:
+            data.close()
+            if writer is not None:
+                writer.close()
+        if processes.is_main:
+            save_model(model, run_dir)
+        processes.barrier()
+    return run_dir
+
+
+def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint that ``--resume`` asks for, if there is one."""
+    run_dir = config.run_dir
+    if config.resume not in ("auto", "none"):
+        return read_checkpoint(Path(config.resume))
+    if not (run_dir / CONFIG_FILE).exists():
+        return None
+    if config.resume == "none":
+        raise ValueError(f"out: {run_dir} holds a run already; resume it (--resume auto) or give another --out")
+    check_same_run(run_dir, config)
+    found = latest_checkpoint(run_dir / CHECKPOINTS)
+    if found is None:
+        return None
+    log.info("going on from %s", found[0])
+    return found[1]
+
+
+def _make_deterministic(seed: int) -> None:
+    """Same numbers each time: no atomics where torch has a choice; random state from the seed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)
+
+
+def _announce(trainer: Trainer, details: dict[str, Any]) -> None:
+    config, model = trainer.config, trainer.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info(
+        "%s: %s attention, %d blocks of %d heads, %d patches, %s parameters",
+        config.model, config.attention, model.num_blocks, model.num_heads, model.channels.tokens, f"{parameters:,}",
+    )  # fmt: skip
+    if config.attention == "ib":
+        log.info(
+            "β = %g on the KL's %s: %g on its mean is %g on its sum (Eq. 3)",
+            config.beta, config.kl_reduction, details["beta_mean"], details["beta_sum"],
+        )  # fmt: skip
+    log.info(
+        "%s: %d training and %d validation images of %d classes; %d steps an epoch; %s, %d process(es)",
+        config.data, *trainer.data.sizes, len(trainer.data.classes), trainer.steps_per_epoch, trainer.device,
+        trainer.processes.world_size,
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""What ``ibvit eval`` and ``ibvit env`` do."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ibvit.data.build import build_data
+from ibvit.data.recipes import apply_recipe
+from ibvit.models import load
+from ibvit.training.distributed import Processes
+from ibvit.training.evaluation import evaluate
+from ibvit.training.run import stored_config, versions
+from ibvit.training.trainer import amp_dtype
+
+
+def evaluate_run(
+    run_dir: Path, *, repeats: int = 10, noise: Literal["sample", "mean"] = "sample", seed: int = 0
+) -> str:
+    """Validate a run's model and give the result as JSON; it is also written to ``evaluation.json`` in the folder.
+
+    Raises:
+        FileNotFoundError: the folder is not that of a finished run.
+        ValueError: repeats < 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    config, _ = apply_recipe(stored_config(run_dir))
+    with Processes.from_environment(config.device) as processes:
+        model = load(run_dir).to(processes.device)
+        data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
+        amp = amp_dtype(config.amp, processes.device)
+        try:
+            result = evaluate(model, data.val, processes, repeats=repeats, noise=noise, seed=seed, amp=amp)
+        finally:
+            data.close()
+    text = json.dumps({"noise": noise, "seed": seed} | result.as_dict(), indent=2)
+    if processes.is_main:
+        (run_dir / "evaluation.json").write_text(text + "\n")
+    return text
+
+
+def describe_environment() -> str:
+    """Versions, devices and backends, a line each."""
+    lines = [f"{name:22} {version}" for name, version in versions().items()]
+    lines.append(f"{'platform':22} {platform.platform()}, {len(os.sched_getaffinity(0))} cores")
+    if torch.cuda.is_available():
+        lines += [f"{'cuda ' + str(i):22} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return "\n".join(lines)

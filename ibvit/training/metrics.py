@@ -1,0 +1,81 @@
+"""Where metrics go: ``metrics.jsonl``, and TensorBoard or Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends one JSON object an epoch to ``metrics.jsonl``.
+
+    Args:
+        run_dir: the run folder.
+        epoch: the epoch that training starts or goes on with; lines from it on belong to what is repeated, and go.
+        track: "none", "tensorboard" or "wandb".
+        config: the run's options, for the tracker.
+    """
+
+    def __init__(self, run_dir: Path, epoch: int, track: str, config: dict[str, Any]) -> None:
+        self._path = run_dir / METRICS_FILE
+        kept = [line for line in read_metrics(run_dir) if line["epoch"] < epoch]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self._path)
+        self._send, self._close = _tracker(track, run_dir, config)
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._send({key: value for key, value in line.items() if isinstance(value, int | float)}, line["step"])
+
+    def close(self) -> None:
+        self._close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; a last line that was cut off is left out."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _tracker(
+    track: str, run_dir: Path, config: dict[str, Any]
+) -> tuple[Callable[[dict[str, float], int], None], Callable[[], None]]:
+    if track == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError("track: tensorboard is not installed (pip install tensorboard)") from error
+        writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+        def send(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        return send, writer.close
+    if track == "wandb":
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("track: wandb is not installed (pip install wandb)") from error
+        run = wandb.init(
+            project="ibvit", dir=str(run_dir), name=run_dir.name, id=run_dir.name, resume="allow", config=config
+        )
+        return lambda values, step: run.log(values, step=step), run.finish
+    return lambda values, step: None, lambda: None

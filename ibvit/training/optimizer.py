@@ -1,0 +1,31 @@
+"""AdamW with the paper's parameter groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ibvit.models import VisionTransformer
+from ibvit.models.attention import BottleneckAttention
+
+
+def parameter_groups(model: VisionTransformer, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: weights that decay, and those that do not: biases, one-dimensional and all bottleneck parameters."""
+    exempt = {
+        id(p) for attention in model.attentions if isinstance(attention, BottleneckAttention) for p in attention.params
+    }
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        plain = parameter.ndim <= 1 or name.endswith("bias") or id(parameter) in exempt
+        (keep if plain else decay).append(parameter)
+    groups: list[dict[str, object]] = [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": keep, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: VisionTransformer, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW(0.9, 0.999), one fused kernel a group."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(0.9, 0.999), fused=True)
