@@ -1,15 +1,27 @@
-"""The public op: validate, then run the chosen implementation."""
+"""The public op: validate, choose an implementation, run it."""
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import logging
+import os
+from importlib.util import find_spec
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ibvit.ops import reference
+from ibvit.ops.contracts import fused_write
+from ibvit.ops.noise import MAX_BLOCKS
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
 Impl = Literal["auto", "triton", "reference"]
+
+_LOG = logging.getLogger(__name__)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HEAD_WIDTHS = (32, 64, 128)
+_INNER = (8, 16, 32, 64, 128)  # hidden and latent sizes that the kernels have tiles for
 
 
 def bottleneck_write(
@@ -20,6 +32,134 @@ def bottleneck_write(
     key: Tensor,
     block: int,
     impl: Impl = "auto",
+    residual: Tensor | None = None,
 ) -> BottleneckWrite:
-    """One block's write to the residual stream, see :func:`ibvit.ops.reference.bottleneck_write`."""
-    return reference.bottleneck_write(y, params, proj_weight, proj_bias, key, block)
+    """One block's write to the residual stream: attention output → projected update and its KL (Eqs. 1-3).
+
+    Args:
+        y: attention output ``[B, N, H·D]``, heads concatenated. Under autocast it is cast to autocast's precision.
+        params: the H bottlenecks; may be float32 under activations of lower precision.
+        proj_weight, proj_bias: the attention's output projection, ``[C, H·D]`` and ``[C]`` (``nn.Linear`` layout).
+        key: noise key, int64 ``[3]`` on y's device, see :mod:`ibvit.ops.noise`.
+        block: index of the transformer block, part of the noise's address.
+        impl: ``"triton"`` (the fused kernels), ``"reference"`` (plain PyTorch), or ``"auto"``: the kernels on CUDA
+            devices, the reference elsewhere. Both draw the same noise.
+        residual: ``[B, N, C]``; if given, it is added to the update, which then has its dtype.
+
+    Returns:
+        update ``[B, N, C]`` in y's dtype, KL ``[B, H, N]`` in nats, float32. Differentiable once in everything but
+        the key; twice with ``impl="reference"``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        RuntimeError: ``impl="triton"`` where the kernels cannot run; the message says why.
+
+    Example:
+        >>> H, D, h, r = 2, 32, 16, 8
+        >>> sizes = [(D, h), (h,), (h, 2 * r), (2 * r,), (r, h), (h,), (h, D), (D,)]
+        >>> params = BottleneckParams(*(torch.randn(H, *size) for size in sizes))
+        >>> y, weight, bias = torch.randn(1, 5, H * D), torch.randn(H * D, H * D), torch.zeros(H * D)
+        >>> update, kl = bottleneck_write(y, params, weight, bias, torch.tensor([0, 0, 0]), block=0)
+        >>> update.shape, kl.shape
+        (torch.Size([1, 5, 64]), torch.Size([1, 2, 5]))
+    """
+    if torch.is_autocast_enabled(y.device.type):
+        y = y.to(torch.get_autocast_dtype(y.device.type))
+    _validate(y, params, proj_weight, proj_bias, key, block, residual)
+    _, width, hidden = params.w1.shape
+    chosen = _choose(impl, y.device.type, y.dtype, width, hidden, params.w3.shape[1])
+    if chosen == "triton":
+        y, residual = y.contiguous(), None if residual is None else residual.contiguous()
+        return BottleneckWrite(*fused_write(y, (*params, proj_weight, proj_bias), residual, key, block))
+    weight, bias = proj_weight.to(y.dtype), proj_bias.to(y.dtype)
+    update, kl = reference.bottleneck_write(y, params, weight, bias, key, block)
+    return BottleneckWrite(update if residual is None else (residual + update).to(residual.dtype), kl)
+
+
+def _validate(
+    y: Tensor,
+    params: BottleneckParams,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    key: Tensor,
+    block: int,
+    residual: Tensor | None,
+) -> None:
+    if y.dim() != 3 or not y.is_floating_point():
+        raise ValueError(f"y: expected a floating-point tensor [B, N, H·D], got {y.dtype} {list(y.shape)}")
+    if params.w1.dim() != 3 or params.w3.dim() != 3 or proj_weight.dim() != 2:
+        raise ValueError(
+            "params.w1, params.w3, proj_weight: expected [H, D, h], [H, r, h] and [C, H·D], got "
+            f"{list(params.w1.shape)}, {list(params.w3.shape)} and {list(proj_weight.shape)}"
+        )
+    batch, tokens, total = y.shape
+    heads, width, hidden = params.w1.shape
+    latent, columns = params.w3.shape[1], proj_weight.shape[0]
+    if total != heads * width:
+        raise ValueError(f"y: expected a last axis of H·D = {heads}·{width} = {heads * width}, got {total}")
+    expected = (
+        (heads, width, hidden), (heads, hidden), (heads, hidden, 2 * latent), (heads, 2 * latent),
+        (heads, latent, hidden), (heads, hidden), (heads, hidden, width), (heads, width),
+        (columns, total), (columns,), (batch, tokens, columns),
+    )  # fmt: skip
+    names = (*(f"params.{name}" for name in BottleneckParams._fields), "proj_weight", "proj_bias", "residual")
+    given = (*params, proj_weight, proj_bias, residual)
+    for name, tensor, shape in zip(names, given, expected, strict=True):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        if tensor.device != y.device:
+            raise ValueError(f"{name}: expected y's device {y.device}, got {tensor.device}")
+    if key.shape != (3,) or key.dtype != torch.int64 or key.device != y.device:
+        raise ValueError(
+            f"key: expected int64 [3] = (seed, step, first sample) on {y.device}, "
+            f"got {key.dtype} {list(key.shape)} on {key.device}"
+        )
+    if not 0 <= block < MAX_BLOCKS:
+        raise ValueError(f"block: expected a value in [0, {MAX_BLOCKS - 1}], got {block}")
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _choose(
+    impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int
+) -> Literal["triton", "reference"]:
+    """The implementation for these sizes; decided, and for "auto" logged, once."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
+    if impl == "reference":
+        return "reference"
+    obstacle = why_not_triton(device) or _unsupported(dtype, width, hidden, latent)
+    if impl == "triton":
+        if obstacle is not None:
+            raise RuntimeError(f"impl='triton' is not available: {obstacle}")
+        return "triton"
+    if obstacle is None and device != "cuda":
+        obstacle = f"y is on {device}"
+    _LOG.info("bottleneck: impl=auto chose %s", "triton" if obstacle is None else f"reference ({obstacle})")
+    return "triton" if obstacle is None else "reference"
+
+
+def why_not_triton(device: str = "cuda") -> str | None:
+    """Why the fused kernels cannot run on this kind of device, or None if they can."""
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the kernels need a CUDA device, got tensors on {device}"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return f"the kernels need compute capability 8.0, got {torch.cuda.get_device_capability()}"
+    for module in ("triton", "ibvit_kernels"):
+        if find_spec(module) is None:
+            return f"{module} is not installed"
+    return None
+
+
+def _unsupported(dtype: torch.dtype, width: int, hidden: int, latent: int) -> str | None:
+    if dtype not in _DTYPES:
+        return f"dtype: expected float32, bfloat16 or float16, got {dtype}"
+    if width not in _HEAD_WIDTHS:
+        return f"head width D: expected one of {_HEAD_WIDTHS}, got {width}"
+    if hidden not in _INNER or latent not in _INNER:
+        return f"hidden h and latent r: expected powers of two in 8…128, got {hidden} and {latent}"
+    return None

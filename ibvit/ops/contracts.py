@@ -1,0 +1,110 @@
+"""The fused bottleneck as PyTorch operators: schema, shapes, autograd. Torch alone; kernels load at the first call.
+
+``ibvit::bottleneck_forward`` and ``ibvit::bottleneck_backward`` are registered when this module is imported, before
+anything compiles, so torch.compile traces through them and CUDA graphs capture them. Parameters may be float32 masters
+under activations of lower precision: the kernels cast, and give float32 gradients. Shapes: :mod:`ibvit.ops.reference`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PARAMS = (
+    "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor w4, Tensor b4, "
+    "Tensor proj_weight, Tensor proj_bias"
+)
+_PARAM_COUNT = 10
+
+# weights, biases: the parameters as the kernels read them, W4 folded into the projection; the backward reuses them.
+_library = torch.library.Library("ibvit", "DEF")
+_library.define(
+    f"bottleneck_forward(Tensor y, {_PARAMS}, Tensor? residual, Tensor key, int block) "
+    "-> (Tensor update, Tensor kl, Tensor weights, Tensor biases)"
+)
+_library.define(
+    f"bottleneck_backward(Tensor d_update, Tensor d_kl, Tensor y, {_PARAMS}, Tensor weights, Tensor biases, "
+    f"Tensor key, int block) -> (Tensor y, {_PARAMS})"
+)
+
+
+def fused_write(
+    y: Tensor, params: Sequence[Tensor], residual: Tensor | None, key: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """update ``[B, N, C]`` and KL ``[B, H, N]``. params: w1, b1, … b4, proj_weight, proj_bias. Nothing is checked."""
+    update, kl, _, _ = torch.ops.ibvit.bottleneck_forward(y, *params, residual, key, block)
+    return update, kl
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from ibvit_kernels import bottleneck
+
+    return bottleneck
+
+
+def _shape(params: Sequence[Tensor]) -> Any:
+    return _kernels().shape_of(params[0], params[4], params[8])
+
+
+def _forward(y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    params, (residual, key, block) = rest[:_PARAM_COUNT], rest[_PARAM_COUNT:]
+    with torch.cuda.device_of(y):
+        packed = _kernels().pack(_shape(params), y.dtype, params)
+        return *_kernels().forward(_shape(params), y, packed, residual, key, block)[:2], *packed
+
+
+def _forward_fake(y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    params, residual = rest[:_PARAM_COUNT], rest[_PARAM_COUNT]
+    shape = _shape(params)
+    update = y.new_empty(*y.shape[:2], shape.columns) if residual is None else torch.empty_like(residual)
+    kl = y.new_empty(y.shape[0], shape.heads, y.shape[1], dtype=torch.float32)
+    weights = y.new_empty(shape.heads, shape.weights_per_head)
+    return update, kl, weights, y.new_empty(shape.biases, dtype=torch.float32)
+
+
+def _backward(d_update: Tensor, d_kl: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    params, (weights, biases, key, block) = rest[:_PARAM_COUNT], rest[_PARAM_COUNT:]
+    with torch.cuda.device_of(y):
+        packed = _kernels().Packed(weights, biases)
+        return _kernels().backward(_shape(params), d_update, d_kl, y, params, packed, key, block)
+
+
+def _backward_fake(d_update: Tensor, d_kl: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(y), *(torch.empty_like(p, dtype=torch.float32) for p in rest[:_PARAM_COUNT])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, params, (residual, key, block) = inputs[0], inputs[1 : _PARAM_COUNT + 1], inputs[_PARAM_COUNT + 1 :]
+    ctx.save_for_backward(y, *params, *output[2:], key)
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.block, ctx.has_residual = block, residual is not None
+
+
+def _gradients(ctx: Any, d_update: Tensor, d_kl: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    y, params = saved[0], saved[1 : _PARAM_COUNT + 1]
+    d_update, d_kl = d_update.contiguous(), d_kl.contiguous()
+    grads = torch.ops.ibvit.bottleneck_backward(d_update.to(y.dtype), d_kl, *saved, ctx.block)
+    d_params = [grad.to(param.dtype) for grad, param in zip(grads[1:], params, strict=True)]
+    return grads[0], *d_params, d_update if ctx.has_residual else None, None, None
+
+
+def _no_double_backward(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "the fused bottleneck has no second derivative; use impl='reference' where you need one (create_graph=True)"
+    )
+
+
+for _device in ("CUDA", "CPU"):  # on the CPU the kernels run in Triton's interpreter
+    _library.impl("bottleneck_forward", _forward, _device)
+    _library.impl("bottleneck_backward", _backward, _device)
+torch.library.register_fake("ibvit::bottleneck_forward", _forward_fake, lib=_library)
+torch.library.register_fake("ibvit::bottleneck_backward", _backward_fake, lib=_library)
+torch.library.register_autograd("ibvit::bottleneck_forward", _gradients, setup_context=_save, lib=_library)
+torch.library.register_autograd("ibvit::bottleneck_backward", _no_double_backward, lib=_library)

@@ -1,0 +1,125 @@
+"""Forward kernel: attention output → update and KL, one tile of tokens a program, everything between on chip."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ibvit_kernels.bottleneck_math import LOG2E, gelu, latent_of_column, standard_normal
+
+
+@triton.jit(do_not_specialize=["block", "rows", "tokens"])
+def forward_kernel(
+    y: tl.tensor,  # [B·N, H·D]
+    weights: tl.tensor,  # [H, size of a head], see bottleneck_pack
+    biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the output's [CP]
+    residual: tl.tensor,  # [B·N, C], read if RESIDUAL
+    key: tl.tensor,  # [3] int64: seed, step, first sample
+    update: tl.tensor,  # [B·N, C], out
+    kl: tl.tensor,  # [B, H, N] float32, out
+    mu: tl.tensor,  # [B, H, N, r] float32, out if LATENTS
+    logvar: tl.tensor,  # as mu
+    z: tl.tensor,  # as mu
+    block: tl.tensor,  # index of the transformer block
+    rows: tl.tensor,  # B·N
+    tokens: tl.tensor,  # N
+    H: tl.constexpr,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    LATENT: tl.constexpr,
+    HP: tl.constexpr,  # hidden, padded
+    LP: tl.constexpr,  # latent, padded
+    CP: tl.constexpr,  # C, padded
+    ROWS: tl.constexpr,  # tokens of a program
+    WIDE: tl.constexpr,  # output columns of a program: WIDE + NARROW, so that 192 is 128 + 64 and not 256
+    NARROW: tl.constexpr,
+    STAGES: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    LATENTS: tl.constexpr,
+) -> None:
+    W2_AT: tl.constexpr = D * HP
+    W3_AT: tl.constexpr = W2_AT + 2 * HP * LP
+    MERGED_AT: tl.constexpr = W3_AT + LP * HP
+    dtype: tl.constexpr = y.dtype.element_ty
+
+    start = tl.program_id(0) * ROWS
+    local = tl.arange(0, ROWS)
+    row = start + local
+    real_row = row < rows
+    image = row // tokens
+    token = row - image * tokens
+    seed = tl.load(key)
+    step = tl.load(key + 1)
+    sample = tl.load(key + 2) + image
+
+    d = tl.arange(0, D)
+    hidden = tl.arange(0, HP)
+    column = tl.arange(0, LP)
+    pair = tl.arange(0, 2 * LP)
+    first = tl.program_id(1) * (WIDE + NARROW)
+    wide = first + tl.arange(0, WIDE)
+    acc_wide = tl.zeros([ROWS, WIDE], tl.float32)
+    if NARROW > 0:
+        narrow = first + WIDE + tl.arange(0, NARROW)
+        acc_narrow = tl.zeros([ROWS, NARROW], tl.float32)
+
+    for head in tl.range(H, num_stages=STAGES):
+        w = weights + head * (MERGED_AT + HP * CP)
+        b = biases + head * (2 * HP + 2 * LP)
+        w1 = tl.load(w + hidden[None, :] + d[:, None] * HP)
+        w2 = tl.load(w + W2_AT + hidden[:, None] * (2 * LP) + pair)
+        w3 = tl.load(w + W3_AT + column[:, None] * HP + hidden)
+        merged = w + MERGED_AT + hidden[:, None] * CP
+
+        y_tile = y + start.to(tl.int64) * (H * D) + head * D
+        y_h = tl.load(y_tile + (local[:, None] * (H * D) + d), mask=real_row[:, None], other=0.0)
+        a = gelu(tl.dot(y_h, w1, input_precision="ieee") + tl.load(b + hidden)).to(dtype)
+        posterior = tl.dot(a, w2, input_precision="ieee") + tl.load(b + HP + pair)
+        mu_h, logvar_h = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
+        logvar_h = tl.clamp(logvar_h, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
+        sigma = tl.exp2(logvar_h * (0.5 * LOG2E))
+        kl_h = 0.5 * tl.sum(sigma * sigma + mu_h * mu_h - 1.0 - logvar_h, axis=1)
+        z_h = mu_h + sigma * standard_normal(seed, step, sample, token, block, head, ROWS, LP)
+        g = gelu(tl.dot(z_h.to(dtype), w3, input_precision="ieee") + tl.load(b + HP + 2 * LP + hidden)).to(dtype)
+        acc_wide = tl.dot(g, tl.load(merged + wide), acc_wide, input_precision="ieee")
+        if NARROW > 0:
+            acc_narrow = tl.dot(g, tl.load(merged + narrow), acc_narrow, input_precision="ieee")
+
+        if first == 0:
+            at_row = (image.to(tl.int64) * H + head) * tokens + token
+            tl.store(kl + at_row, kl_h, mask=real_row)
+            if LATENTS:
+                latent = latent_of_column(LP)
+                at = at_row[:, None] * LATENT + latent
+                real = real_row[:, None] & (latent < LATENT)[None, :]
+                tl.store(mu + at, mu_h, mask=real)
+                tl.store(logvar + at, logvar_h, mask=real)
+                tl.store(z + at, z_h, mask=real)
+
+    bias = biases + H * (2 * HP + 2 * LP)
+    _write(acc_wide, wide, bias, residual, update, start, rows, C, ROWS, RESIDUAL)
+    if NARROW > 0:
+        _write(acc_narrow, narrow, bias, residual, update, start, rows, C, ROWS, RESIDUAL)
+
+
+@triton.jit
+def _write(
+    acc: tl.tensor,
+    column: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    update: tl.tensor,
+    start: tl.tensor,
+    rows: tl.tensor,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+) -> None:
+    local = tl.arange(0, ROWS)
+    skipped = start.to(tl.int64) * C
+    at = local[:, None] * C + column
+    real = (start + local < rows)[:, None] & (column < C)[None, :]
+    acc += tl.load(bias + column)[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual + skipped + at, mask=real, other=0.0).to(tl.float32)
+    tl.store(update + skipped + at, acc.to(update.dtype.element_ty), mask=real)

@@ -1,0 +1,87 @@
+"""Sizes that the kernels are compiled for: padding, output-column groups, and fixed tiles per architecture and dtype.
+
+Nothing is tuned at run time: a tile decides the order of summation, so it must be the same on every rank and every day.
+Needs neither Triton nor a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+HEAD_WIDTHS = (32, 64, 128)
+MIN_DIM, MAX_DIM = 8, 128  # of h and r, which are powers of two
+DOT = 16  # the least extent of a tensor-core product
+
+
+class Shape(NamedTuple):
+    """One block's sizes, and what follows from them."""
+
+    heads: int  # H
+    width: int  # D
+    columns: int  # C
+    hidden: int  # h
+    latent: int  # r
+
+    @property
+    def padded_hidden(self) -> int:
+        return max(self.hidden, DOT)
+
+    @property
+    def padded_latent(self) -> int:
+        return max(self.latent, DOT)
+
+    @property
+    def padded_columns(self) -> int:
+        groups, wide, narrow = column_groups(self.columns)
+        return groups * (wide + narrow)
+
+    @property
+    def weights_per_head(self) -> int:
+        """Elements of one head's packed weights: W1 | W2 | W3 | merged."""
+        inner = self.width + 3 * self.padded_latent + self.padded_columns
+        return self.padded_hidden * inner
+
+    @property
+    def biases_per_head(self) -> int:
+        """Elements of one head's packed biases: b1 | b2 | b3."""
+        return 2 * (self.padded_hidden + self.padded_latent)
+
+    @property
+    def biases(self) -> int:
+        """Elements of the packed biases: every head's, then the output's."""
+        return self.heads * self.biases_per_head + self.padded_columns
+
+
+@functools.cache
+def column_groups(columns: int) -> tuple[int, int, int]:
+    """(groups, wide, narrow): C is covered by groups of wide + narrow columns, each zero or a power of two.
+
+    Each group runs the encoder again, which costs about as much as 192 columns; the least total wins.
+
+    Example:
+        >>> [column_groups(c) for c in (192, 384, 768, 1024, 100)]
+        [(1, 128, 64), (1, 256, 128), (2, 256, 128), (3, 256, 128), (1, 128, 0)]
+    """
+    widths = [(16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 64), (256, 0), (256, 128)]
+    tilings = [(-(-columns // (wide + narrow)), wide, narrow) for wide, narrow in widths]
+    return min(tilings, key=lambda tiling: tiling[0] * (tiling[1] + tiling[2] + 192))
+
+
+class Tile(NamedTuple):
+    """How one kernel is cut up."""
+
+    rows: int  # tokens of a program, or of one step of its loop
+    warps: int
+    stages: int  # depth of the software pipeline
+
+
+INTERPRETER = 0
+"""The architecture that stands for Triton's interpreter."""
+
+
+def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
+    """Tile of the forward kernel for sm_<arch>, activations of `itemsize` bytes."""
+    if arch == INTERPRETER:
+        return Tile(16, 4, 1)
+    return Tile(128, 8, 2)
