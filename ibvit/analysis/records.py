@@ -176,7 +176,7 @@ class Records:
     @property
     def classes(self) -> list[str]:
         """Class names, by label."""
-        return self.meta["data"]["classes"]
+        return self.meta["classes"]
 
     @property
     def heads(self) -> list[str]:
@@ -250,11 +250,11 @@ def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
         raise RecordsError(f"runs: given more than once: {', '.join(sorted(twice))}")
     first = runs[0]
     for run in runs[1:]:
-        if run.meta["data"]["sha256"] != first.meta["data"]["sha256"]:
+        if run.meta["data_sha256"] != first.meta["data_sha256"]:
             raise RecordsError(
                 f"runs of different data sets cannot be compared: {first.run} was recorded on "
-                f"{first.meta['data']['name']} ({len(first.labels)} images), {run.run} on "
-                f"{run.meta['data']['name']} ({len(run.labels)} images)"
+                f"{first.config['data']} ({len(first.labels)} images), {run.run} on "
+                f"{run.config['data']} ({len(run.labels)} images)"
             )
     return runs
 
@@ -262,7 +262,7 @@ def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
 class RecordsWriter:
     """Writes a run's records piece by piece; what `commit` has named as done survives an interruption.
 
-    `meta` holds everything of records.json but "schema", "arrays", "progress" and "complete".
+    `meta` is what must be equal for an interrupted recording to go on: weights, options, model.
     """
 
     def __init__(self, run_dir: str | Path, meta: Mapping[str, Any]) -> None:
@@ -271,7 +271,7 @@ class RecordsWriter:
         path = self.folder / "records.json"
         fresh = {"schema": SCHEMA, **meta}
         old = json.loads(path.read_text()) if path.is_file() else {}
-        resumable = all(old.get(key) == value for key, value in fresh.items() if key != "heads")
+        resumable = all(old.get(key) == value for key, value in fresh.items())
         self.meta: dict[str, Any] = old if resumable else {**fresh, "arrays": {}, "progress": {}, "complete": False}
         self._arrays: dict[str, np.memmap] = {}
 
@@ -284,6 +284,11 @@ class RecordsWriter:
         self.meta["arrays"][name] = spec
         self._arrays[name] = array
         return array
+
+    def describe(self, **facts: Any) -> None:
+        """Facts found while recording: the data set's digest, the heads kept."""
+        self.meta.update(facts)
+        self._write_meta()
 
     def progress(self, stage: str) -> int:
         """How many steps of `stage` are on disk."""

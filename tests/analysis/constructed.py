@@ -36,13 +36,11 @@ def write_run(
     labels = np.arange(IMAGES) % CLASSES
     meta = {
         "weights_sha256": sha256(b""),
-        "config_sha256": sha256(json.dumps(config).encode()),
-        "data": {"name": data, "sha256": sha256(data.encode()), "classes": [f"class {k}" for k in range(CLASSES)]},
+        "classes": [f"class {k}" for k in range(CLASSES)],
         "model": {"grid_size": list(GRID), "num_blocks": BLOCKS, "num_heads": HEADS, "latent_dim": LATENTS},
-        "seed": 0,
-        "heads": list(active),
     }
     writer = RecordsWriter(folder, meta)
+    writer.describe(data_sha256=sha256(data.encode()), heads=list(active))
     writer.add("index", (IMAGES,), "int64")[:] = np.arange(IMAGES)
     writer.add("labels", (IMAGES,), "int64")[:] = labels
     rng = np.random.default_rng(seed)
@@ -67,3 +65,14 @@ def write_run(
     if complete:
         writer.finish()
     return folder
+
+
+def write_spectrum(folder: Path) -> list[Path]:
+    """Five runs: none, β = 10 (seeds 0 and 1: the same message in another head), β = 1 (two heads), full."""
+    return [
+        write_run(folder / "none", "none"),
+        write_run(folder / "beta10", "ib", beta=10.0, active={"1.0": 0.5}),
+        write_run(folder / "beta10-seed1", "ib", beta=10.0, seed=1, active={"1.1": 0.5}),
+        write_run(folder / "beta1", "ib", beta=1.0, active={"0.1": 1.0, "1.0": 2.0}),
+        write_run(folder / "full", "full"),
+    ]

@@ -124,7 +124,7 @@ def test_a_run_given_twice_and_no_run(make_run: MakeRun) -> None:
 
 
 def test_writer_goes_on_where_it_was_committed(tmp_path: Path) -> None:
-    meta = {"weights_sha256": "a", "heads": []}
+    meta = {"weights_sha256": "a"}
     writer = RecordsWriter(tmp_path, meta)
     writer.add("labels", (4,), "int64")[:2] = [5, 6]
     writer.commit("survey", 2)
@@ -134,9 +134,9 @@ def test_writer_goes_on_where_it_was_committed(tmp_path: Path) -> None:
 
 
 def test_writer_starts_over_for_other_weights(tmp_path: Path) -> None:
-    writer = RecordsWriter(tmp_path, {"weights_sha256": "a", "heads": []})
+    writer = RecordsWriter(tmp_path, {"weights_sha256": "a"})
     writer.add("labels", (4,), "int64")[:] = 1
     writer.commit("survey", 4)
-    again = RecordsWriter(tmp_path, {"weights_sha256": "b", "heads": []})
+    again = RecordsWriter(tmp_path, {"weights_sha256": "b"})
     assert again.progress("survey") == 0
     assert again.add("labels", (4,), "int64").tolist() == [0, 0, 0, 0]

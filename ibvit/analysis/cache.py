@@ -1,0 +1,183 @@
+"""`ibvit cache`: write the records of a run (see `ibvit.analysis.records`).
+
+Three stages, each resumable at a step. *Survey*: votes and KL of every head, so that the active heads are known.
+*Latents*: the same pass with the same noise once more, now keeping mu and logvar (and attention) of those heads.
+*Passes*: further noisy passes, of which the logits are kept, for error bars.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ibvit import ops
+from ibvit.analysis.images import open_data
+from ibvit.analysis.records import Records, RecordsError, RecordsWriter, as_tensor, sha256
+from ibvit.data.build import DataSet
+from ibvit.data.types import Batch
+from ibvit.models import kl as kl_accounting
+from ibvit.models import load, run_with_cache
+
+log = logging.getLogger(__name__)
+
+EVALUATION_STEP = 1 << 31
+"""Noise steps from here on belong to evaluation, as in `ibvit.training.evaluation`."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What `ibvit cache` keeps."""
+
+    heads: Literal["active", "all"] = "active"
+    """Keep mu and logvar of the active heads (more than 0.01 nats on at least one patch), or of all."""
+    attention: bool = False
+    """Also keep attention maps of those heads (of all heads where attention is full)."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of mu, logvar, votes and attention. float16 takes half the space, but rounds mu near 4 by 0.002, which is a
+    third of the smallest standard deviation that a head can send: keep float32 to estimate information."""
+    passes: int = 10
+    """Noisy validation passes, for error bars on accuracy; one where nothing is random."""
+    seed: int = 0
+    """Seeds the noise."""
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ValueError(f"passes: expected at least 1, got {self.passes}")
+
+
+def write_records(run_dir: str | Path, options: RecordOptions | None = None) -> Records:
+    """Record what a finished run does with every validation image; goes on where an interrupted call stopped.
+
+    Pass k draws the noise of repeat k of `ibvit eval` with the same seed.
+
+    Raises:
+        RecordsError: the folder holds no finished run.
+    """
+    run = Path(run_dir)
+    for name in ("config.json", "model.safetensors"):
+        if not (run / name).is_file():
+            raise RecordsError(f"{run} is not a finished run: it has no {name}")
+    data = open_data(json.loads((run / "config.json").read_text()))
+    try:
+        _Recorder(run, data, options or RecordOptions()).record()
+    finally:
+        data.close()
+    return Records.open(run)
+
+
+class _Recorder:
+    """One call of `write_records`."""
+
+    def __init__(self, run: Path, data: DataSet, options: RecordOptions) -> None:
+        self.run, self.loader, self.images, self.options = run, data.val, data.sizes[1], options
+        self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.passes = options.passes if model.attention == "ib" else 1
+        self.writer = RecordsWriter(
+            run,
+            {
+                "config_sha256": sha256((run / "config.json").read_bytes()),
+                "weights_sha256": sha256((run / "model.safetensors").read_bytes()),
+                "options": asdict(options),
+                "classes": list(data.classes),
+                "model": {
+                    "num_blocks": model.num_blocks,
+                    "num_heads": model.num_heads,
+                    "latent_dim": model.latent_dim,
+                    "grid_size": list(model.grid_size),
+                    "patch_size": list(model.patch_size),
+                },
+            },
+        )
+
+    @torch.no_grad()
+    def record(self) -> None:
+        if self.writer.meta["complete"]:
+            log.info("%s: the records are complete already", self.run)
+            return
+        self._survey()
+        self._latents()
+        self._more_passes()
+        self.writer.finish()
+
+    def _batches(self, stage: str, repeat: int = 0) -> Iterator[tuple[slice, Batch]]:
+        """The batches that `stage` has still to do, on the model's device, with their noise set up."""
+        done, device = self.writer.progress(stage), self.model.noise_key.device
+        name = f"{self.run.name}: {stage}"
+        steps = range(done, len(self.loader))
+        batches = self.loader.epoch(0, start=done) if steps else ()
+        for step, batch in tqdm(zip(steps, batches, strict=True), name, len(steps), leave=False, disable=None):
+            first = int(batch.index[0])
+            self.model.noise_key.copy_(ops.noise_key(self.options.seed, EVALUATION_STEP + repeat, first))
+            yield slice(first, first + len(batch.index)), batch._replace(images=batch.images.to(device))
+            self.writer.commit(stage, step + 1)
+
+    def _survey(self) -> None:
+        model, (blocks, heads, patches) = self.model, self.model.channels
+        add = self.writer.add
+        index, labels = add("index", (self.images,), "int64"), add("labels", (self.images,), "int64")
+        logits = add("logits", (self.passes, self.images, model.num_classes), "float32")
+        votes = add("patch_logits", (self.images, patches, model.num_classes), self.options.dtype)
+        kl = add("kl", (self.images, blocks, heads, patches), "float32") if model.attention == "ib" else None
+        log.info("%s: votes and KL of %d images: %s", self.run, self.images, _size(self.writer))
+        for rows, batch in self._batches("survey"):
+            tokens, price = model.forward_features(batch.images)
+            vote = model.head(model.head_drop(tokens)).float()
+            index[rows], labels[rows] = batch.index.numpy(), batch.labels.cpu().numpy()
+            votes[rows], logits[0, rows] = vote.cpu().numpy(), vote.mean(dim=1).cpu().numpy()
+            if kl is not None and price is not None:
+                kl[rows] = price.cpu().numpy()
+        identity = json.dumps([self.writer.meta["classes"], labels.tolist()])
+        self.writer.describe(data_sha256=sha256(identity.encode()), heads=self._chosen_heads(kl))
+
+    def _chosen_heads(self, kl: np.ndarray | None) -> list[str]:
+        chosen = torch.ones(self.model.num_blocks, self.model.num_heads, dtype=torch.bool)
+        if kl is None:
+            chosen &= self.options.attention and self.model.attention == "full"
+        elif self.options.heads == "active":
+            chosen = kl_accounting.active_heads(as_tensor(kl))
+        return kl_accounting.head_names(chosen)
+
+    def _latents(self) -> None:
+        names = self.writer.meta["heads"]
+        if not names:
+            return
+        model, patches = self.model, self.model.channels.tokens
+        shapes = {"mu": model.latent_dim, "logvar": model.latent_dim} if model.attention == "ib" else {}
+        if self.options.attention:
+            shapes["attention"] = patches
+        hooks = {"mu": "hook_mu", "logvar": "hook_logvar", "attention": "hook_pattern"}
+        arrays = {
+            kind: self.writer.add(kind, (len(names), self.images, patches, last), self.options.dtype)
+            for kind, last in shapes.items()
+        }
+        log.info("%s: with latents of heads %s: %s in all", self.run, ", ".join(names), _size(self.writer))
+        places = [kl_accounting.parse_head(name, model.num_blocks, model.num_heads) for name in names]
+        wanted = [f"blocks.{block}.attn.{hooks[kind]}" for block in sorted({b for b, _ in places}) for kind in arrays]
+        for rows, batch in self._batches("latents"):
+            _, cache = run_with_cache(model, batch.images, wanted)
+            for kind, array in arrays.items():
+                for k, (block, head) in enumerate(places):
+                    array[k, rows] = _array(cache[f"blocks.{block}.attn.{hooks[kind]}"][:, head])
+
+    def _more_passes(self) -> None:
+        logits = self.writer.add("logits", (self.passes, self.images, self.model.num_classes), "float32")
+        for repeat in range(1, self.passes):
+            for rows, batch in self._batches(f"pass {repeat}", repeat):
+                logits[repeat, rows] = _array(self.model(batch.images))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
+
+
+def _size(writer: RecordsWriter) -> str:
+    specs = writer.meta["arrays"].values()
+    size = sum(int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize for spec in specs)
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,73 @@
+"""Validation images by their row in the records, read again from the data set."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ibvit.analysis.records import Records
+from ibvit.config import TrainConfig
+from ibvit.data.augment import MEAN, STD
+from ibvit.data.build import DataSet, build_data
+from ibvit.data.types import Loader
+
+
+def open_data(config: Mapping[str, Any], **changes: Any) -> DataSet:
+    """The data set of a run, for this process alone, from the run's config.json.
+
+    Raises:
+        ValueError: the data set's folder is not where it was.
+    """
+    known = {field.name: config[field.name] for field in fields(TrainConfig) if field.name in config}
+    settings = replace(TrainConfig(**known), out=None, pretrained=None, **changes)
+    if settings.data not in ("digits", "repetition") and not Path(settings.data).is_dir():
+        raise ValueError(f"data: the run was trained on {settings.data}, which is not there now")
+    return build_data(settings, rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@lru_cache(maxsize=2)
+def _validation(settings: tuple[tuple[str, Any], ...]) -> Loader:
+    return open_data(dict(settings), loader="torchvision", cache="off", workers=0).val
+
+
+def validation_loader(records: Records) -> Loader:
+    """Validation images in order; runs of one data set share the loader."""
+    hashable = {name: value for name, value in records.config.items() if isinstance(value, str | int | float | bool)}
+    own = {"seed", "beta", "out", "attention"}  # nothing of a validation image depends on these
+    return _validation(tuple(sorted((name, value) for name, value in hashable.items() if name not in own)))
+
+
+def normalised_images(records: Records, rows: np.ndarray) -> Tensor:
+    """Images as the model takes them, at `rows` of the records: float32 [rows, 3, height, width]."""
+    loader = validation_loader(records)
+    size = len(next(iter(loader.epoch(0))).images)
+    steps = np.asarray(rows) // size
+    found: dict[int, Tensor] = {}
+    for step in np.unique(steps):
+        batch = next(iter(loader.epoch(0, start=int(step))))
+        for row in np.asarray(rows)[steps == step]:
+            found[int(row)] = batch.images[int(row) - step * size]
+    return torch.stack([found[int(row)] for row in rows])
+
+
+def to_uint8(records: Records, images: Tensor) -> np.ndarray:
+    """Images to look at, uint8 [..., height, width, 3], from normalised ones [..., 3, height, width].
+
+    The grey values of the built-in data sets are spread from black to white.
+    """
+    if Path(records.config["data"]).is_dir():
+        pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    else:
+        low, high = images.min(), images.max()
+        pixels = (images - low) / (high - low).clamp_min(1e-6)
+    return (pixels.clamp(0, 1) * 255).round().byte().movedim(-3, -1).numpy()
+
+
+def read_images(records: Records, rows: np.ndarray) -> np.ndarray:
+    """Images to look at, at `rows` of the records: uint8 [rows, height, width, 3]."""
+    return to_uint8(records, normalised_images(records, rows))

@@ -1,0 +1,40 @@
+"""Draws Figs. 4, 11 and 12: the patches on which heads spend most, negative messages left, positive ones right."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ibvit.analysis.extremes import Extremes
+from ibvit.figures import style
+
+
+def draw(results: Sequence[Extremes]) -> Figure:
+    """Two rows a head: the image with the patch outlined, and the patch's attention over it."""
+    sides = [[np.flatnonzero(result.mu < 0), np.flatnonzero(result.mu > 0)] for result in results]
+    half = max(places.size for pair in sides for places in pair)
+    size = style.PAGE / (2 * half)
+    figure = style.new_figure(style.PAGE, len(results) * (2 * size + 0.4))
+    panels: Any = figure.subfigures(len(results), 1, squeeze=False)
+    for panel, result, pair in zip(panels[:, 0], results, sides, strict=True):
+        panel.suptitle(
+            f"{result.run['label']} (seed {result.run['seed']}), head {result.head}", fontsize=8, x=0.01, ha="left"
+        )
+        axes = panel.subplots(2, 2 * half, squeeze=False)
+        for cell in axes.flat:
+            style.bare(cell)
+        for offset, places in zip((0, half), pair, strict=True):
+            for column, k in enumerate(places, start=offset):
+                _draw_patch(axes[:, column], result, k)
+    return figure
+
+
+def _draw_patch(axes: np.ndarray, result: Extremes, k: Any) -> None:
+    grid = result.attention.shape[1:]
+    height, width = result.images.shape[1:3]
+    axes[0].imshow(result.images[k])
+    axes[0].set_title(f"μ = {result.mu[k]:+.1f}", fontsize=6, pad=2)
+    style.mark_patch(axes[0], result.patch[k], grid, (height, width))
+    axes[1].imshow(result.attention[k], cmap=style.ATTENTION, vmin=0)
+    style.mark_patch(axes[1], result.patch[k], grid, grid)

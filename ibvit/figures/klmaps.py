@@ -1,0 +1,30 @@
+"""Draws Fig. 2: nats per patch over the image, one colour range a run."""
+
+from matplotlib.figure import Figure
+
+from ibvit.analysis.klmaps import KLMaps
+from ibvit.figures import style
+
+
+def draw(result: KLMaps) -> Figure:
+    """A row an image, a column a run; the bar under each column gives its range in nats."""
+    rows, columns = len(result.index), 1 + len(result.runs)
+    size = style.PAGE / columns
+    figure = style.new_figure(style.PAGE, rows * size + 0.75)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        style.bare(axes)
+    for row in range(rows):
+        grid[row, 0].imshow(result.images[row])
+        grid[row, 0].set_ylabel(result.labels[row], fontsize=6)
+    grid[0, 0].set_title("image")
+    for column, run in enumerate(result.runs, start=1):
+        grid[0, column].set_title(run["label"])
+        for row in range(rows):
+            picture = grid[row, column].imshow(
+                result.maps[column - 1, row], cmap=style.NATS, vmin=0, vmax=result.highest[column - 1]
+            )
+        figure.colorbar(
+            picture, ax=grid[:, column], location="bottom", label="nats per patch", shrink=0.9, aspect=12, pad=0.02
+        )
+    return figure

@@ -1,0 +1,65 @@
+"""Draws Fig. 6: NMI of the first head to survive with the heads of other runs, and between the heads of two runs."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ibvit.analysis.similarity import Similarity
+from ibvit.figures import style
+
+
+def draw(result: Similarity) -> Figure:
+    """Left: bars with standard errors against the first head of the first run. Right: the heads of the two runs that
+    follow it in the spectrum, against each other."""
+    figure = style.new_figure(style.PAGE, 2.6)
+    left, right = figure.subplots(1, 2, width_ratios=[1.8, 1])
+    others = np.arange(1, len(result.heads))
+    left.bar(
+        others,
+        result.nmi[0, others],
+        yerr=result.stderr[0, others],
+        color=[style.color(result.runs[k]) for k in others],
+        edgecolor=style.INK,
+        linewidth=0.4,
+        error_kw={"elinewidth": 0.8},
+    )
+    left.set_xticks(others, [result.heads[k] for k in others], rotation=90, fontsize=6)
+    left.set_ylim(0, 1)
+    left.set_ylabel("NMI")
+    left.set_title(
+        f"with {result.runs[0]['label']} (seed {result.runs[0]['seed']}), head {result.heads[0]}", loc="left"
+    )
+    _name_runs(left, result, others)
+    _draw_pair(figure, right, result)
+    return figure
+
+
+def _name_runs(axes: Axes, result: Similarity, others: np.ndarray) -> None:
+    """The run's name under each group of bars."""
+    names = [result.runs[k]["name"] for k in others]
+    for name in dict.fromkeys(names):
+        members = others[[other == name for other in names]]
+        run = result.runs[members[0]]
+        axes.text(
+            members.mean(), -0.24, f"{run['label']}\nseed {run['seed']}", ha="center", va="top", fontsize=6,
+            transform=axes.get_xaxis_transform(), color="0.3",
+        )  # fmt: skip
+        axes.axvline(members[-1] + 0.5, color="0.85", lw=0.6, zorder=0)
+
+
+def _draw_pair(figure: Figure, axes: Axes, result: Similarity) -> None:
+    labels = list(dict.fromkeys(run["label"] for run in result.runs))
+    chosen = labels[1:3] if len(labels) > 2 else labels[:2] * (2 // max(1, len(labels[:2])))
+    first, second = (_heads_of(result, label) for label in (chosen[0], chosen[-1]))
+    picture = axes.imshow(result.nmi[np.ix_(first, second)], vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    axes.set_yticks(range(len(first)), [result.heads[k] for k in first], fontsize=6)
+    axes.set_xticks(range(len(second)), [result.heads[k] for k in second], fontsize=6, rotation=90)
+    axes.set_ylabel(result.runs[first[0]]["label"])
+    axes.set_xlabel(result.runs[second[0]]["label"])
+    figure.colorbar(picture, ax=axes, label="NMI")
+
+
+def _heads_of(result: Similarity, label: str) -> np.ndarray:
+    """Places of the heads of the first run with this label."""
+    name = next(run["name"] for run in result.runs if run["label"] == label)
+    return result.of_run(name)

@@ -1,0 +1,41 @@
+"""Draws Figs. 8-10: how the patches of chosen images vote in each run, and where the information goes."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ibvit.analysis.klmaps import KLMaps
+from ibvit.analysis.voting import VoteMaps
+from ibvit.figures import style
+
+
+def draw(votes: VoteMaps, maps: KLMaps) -> Figure:
+    """Two rows an image, a column a run: the votes in three colours, and the KL map of the runs with bottlenecks."""
+    images, columns = len(votes.index), 1 + len(votes.runs)
+    size = style.PAGE / columns
+    figure = style.new_figure(style.PAGE, images * 2 * (size + 0.03) + 0.5)
+    grid = figure.subplots(2 * images, columns, squeeze=False)
+    bottlenecked = {run["name"]: k for k, run in enumerate(maps.runs)}
+    for axes in grid.flat:
+        style.bare(axes)
+    grid[0, 0].set_title("image", fontsize=7)
+    for row in range(images):
+        grid[2 * row, 0].imshow(maps.images[row])
+        grid[2 * row, 0].set_xlabel(maps.labels[row], fontsize=6)
+        for column, run in enumerate(votes.runs):
+            above, below = grid[2 * row : 2 * row + 2, column + 1]
+            above.imshow(np.digitize(votes.ranks[column, row], [1.5, 5.5, 10.5]), cmap=style.VOTES, vmin=-0.5, vmax=3.5)
+            above.patch.set_visible(True)
+            if run["name"] in bottlenecked:
+                k = bottlenecked[run["name"]]
+                below.imshow(maps.maps[k, row], cmap=style.NATS, vmin=0, vmax=maps.highest[k])
+            if row == 0:
+                above.set_title(run["label"].replace(" attention", "\nattention"), fontsize=7)
+    handles = [
+        Patch(facecolor=style.VOTES(k), edgecolor="0.5", linewidth=0.4, label=label)
+        for k, label in enumerate(style.VOTE_LABELS)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, title="patch's top class in the image's ranking"
+    )
+    return figure
