@@ -60,7 +60,12 @@ def create_model(
             raise ValueError(f"{argument}: expected at least 1, got {size}")
     if not timm.is_model(name):
         raise ValueError(f"name: expected the name of a timm model (timm.list_models('vit_*')), got {name!r}")
-    source = timm.create_model(name, **_POOLING, **timm_args)
+    try:
+        source = timm.create_model(name, **_POOLING, **timm_args)
+    except TypeError as error:  # not a ViT, or an argument that a ViT does not have
+        raise ValueError(
+            f"name: timm cannot build {name!r} as a VisionTransformer with these arguments: {error}"
+        ) from error
     if not isinstance(source, timm_vit.VisionTransformer) or not all(
         type(block) is timm_vit.Block and type(block.attn) is TimmAttention for block in source.blocks
     ):
