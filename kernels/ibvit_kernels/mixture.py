@@ -1,0 +1,137 @@
+"""Log-sums of Gaussian density ratios over many components, on a GPU.
+
+For samples u with a reference r (the log-density of the component that u was drawn from) and components i,
+
+    single[c, s] = log sum_i exp(l_c(s, i) - r_c(s))
+    pair[p, s]   = log sum_i exp(l_a(s, i) - r_a(s) + l_b(s, i) - r_b(s)),     p = (a, b)
+    l_c(s, i)    = log N(u_c(s); mu_c[i], diag exp(logvar_c[i]))
+
+The term of the sample's own component is exp(0), so a sum is at least 1, needs no running maximum, and may leave out
+terms that add up to less than SKIPPED. Three forms, chosen by dimension and by what rounding would do to these data:
+
+- direct: differences u - mu in float32, 2 or 3 instructions a dimension and term (`mixture_direct`);
+- gemm: the expanded quadratic on tensor cores, float16 halves, where its estimated rms error is below GEMM_ERROR;
+- screen: elsewhere. One float16 product, with a bound on its error, finds tiles that matter; those are done directly.
+
+In all of them components and samples are sorted in space, and blocks of components whose bounding box is too far from a
+tile of samples are skipped. Pairs come from products of exponentials, not from the exponential of a sum: one
+multiplication instead of one more exp2, the scarcest instruction. The product is safe as long as both sums are below
+2^GUARD_BITS times the number of components: no factor overflows, and where one underflows the term is below SKIPPED.
+Samples drawn as promised exceed that with probability below 2^-GUARD_BITS (Markov: the mean of exp(l - r) is at most
+1). They, and samples with a sum below 1/2, whose reference belongs to no component, are done again in float64.
+
+Sums run in float32 over a block of components and in float64 beyond; there are no atomics, so results repeat bitwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ibvit_kernels.mixture_pass import SAMPLES_AT_ONCE, Form, Pass
+
+GUARD_BITS = 20
+PASSES_KEPT = 4  # layouts of (pairs of) channels held on the device, about 10 M d bytes each
+LARGEST_DIMENSION = 128
+
+
+class LogSums(NamedTuple):
+    """Natural logarithms of sums over components, float64."""
+
+    single: Tensor  # [C, S]
+    pair: Tensor  # [P, S]
+
+
+class Mixture:
+    """Channels over the same components, prepared once for many calls.
+
+    mu, logvar: for each channel [M, d] float32 on one device, d from 1 to 128.
+    form: "auto" chooses by dimension and data; the others are for tests and measurements.
+
+    Raises ValueError for an unknown form and for shapes that do not fit.
+
+    >>> mixture = Mixture([mu], [logvar])                                                  # doctest: +SKIP
+    >>> single, pair = mixture.log_sums([u], [0], [log_density_of_own_component], pairs)   # doctest: +SKIP
+    """
+
+    def __init__(self, mu: Sequence[Tensor], logvar: Sequence[Tensor], form: Form = "auto") -> None:
+        if form not in get_args(Form):
+            raise ValueError(f"form: expected one of {', '.join(get_args(Form))}, got {form!r}")
+        for m, v in zip(mu, logvar, strict=True):
+            if m.ndim != 2 or m.shape != v.shape or len(m) != len(mu[0]) or not 1 <= m.shape[1] <= LARGEST_DIMENSION:
+                raise ValueError(
+                    f"mu, logvar: expected [M, d] with one M for all and d from 1 to {LARGEST_DIMENSION}, "
+                    f"got {list(m.shape)} and {list(v.shape)}"
+                )
+        self._mu, self._logvar, self._form = mu, logvar, form
+        self._passes: dict[tuple[int, ...], Pass] = {}
+
+    def log_sums(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
+    ) -> LogSums:
+        """Log-sums for columns of samples.
+
+        u: for each column [S, d] float32, drawn from channel `channel[column]`.
+        reference: for each column [S], the log-density of the component that the sample was drawn from.
+        pairs: [P, 2] integers, columns.
+        """
+        shape = (len(u), len(u[0]))
+        single = torch.full(shape, math.nan, dtype=torch.float64, device=u[0].device)
+        pair = torch.empty(len(pairs), shape[1], dtype=torch.float64, device=u[0].device)
+        todo = set(range(len(u)))
+        for p, (a, b) in enumerate(pairs.tolist()):
+            single[a], single[b], pair[p] = self._sums([a, b], u, channel, reference)
+            todo -= {a, b}
+        for c in todo:
+            (single[c],) = self._sums([c], u, channel, reference)
+        return LogSums(single, pair)
+
+    def _sums(
+        self, columns: Sequence[int], u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor]
+    ) -> Tensor:
+        """[1 or 3, S] log-sums of one or two columns and of their pair."""
+        prepared = self._pass(tuple(channel[c] for c in columns))
+        parts = []
+        for start in range(0, len(u[0]), SAMPLES_AT_ONCE):
+            rows = slice(start, start + SAMPLES_AT_ONCE)
+            parts.append(prepared.log_sums([u[c][rows] for c in columns], [reference[c][rows] for c in columns]))
+        logs = torch.cat(parts, 1)
+        largest = math.log(2) * GUARD_BITS + math.log(len(self._mu[0]))
+        unsure = ~((logs >= math.log(0.5)) & (logs[: len(columns)].amax(0) <= largest)).all(0)
+        for s in unsure.nonzero()[:, 0].split(64):
+            terms = torch.stack([self._log_ratios(u[c][s], channel[c], reference[c][s]) for c in columns])
+            if len(columns) == 2:
+                terms = torch.cat([terms, terms.sum(0, keepdim=True)])
+            logs[:, s] = terms.logsumexp(2)
+        return logs
+
+    def _log_ratios(self, u: Tensor, channel: int, reference: Tensor) -> Tensor:
+        """[S, M] float64, for a few samples, one dimension after the other."""
+        mu, logvar = self._mu[channel].double(), self._logvar[channel].double()
+        ratios = -0.5 * (logvar + math.log(2 * math.pi)).sum(1) - reference.double()[:, None]
+        for x, m, v in zip(u.double().T, mu.T, logvar.T, strict=True):
+            ratios -= (x[:, None] - m).square() * torch.exp(-v) / 2
+        return ratios
+
+    def _pass(self, channels: tuple[int, ...]) -> Pass:
+        if channels not in self._passes:
+            if len(self._passes) == PASSES_KEPT:
+                self._passes.pop(next(iter(self._passes)))
+            mu, logvar = [self._mu[c] for c in channels], [self._logvar[c] for c in channels]
+            self._passes[channels] = Pass(mu, logvar, self._form)
+        return self._passes[channels]
+
+
+def log_sums(
+    u: Sequence[Tensor], mu: Sequence[Tensor], logvar: Sequence[Tensor], reference: Sequence[Tensor], pairs: Tensor
+) -> LogSums:
+    """`Mixture.log_sums` where each column has its own channel: single [C, S] and pair [P, S].
+
+    >>> single, pair = log_sums([u], [mu], [logvar], [reference], torch.empty(0, 2, dtype=torch.long))  # doctest: +SKIP
+    >>> information = math.log(len(mu)) - single[0].mean()                                             # doctest: +SKIP
+    """
+    return Mixture(mu, logvar).log_sums(u, range(len(u)), reference, pairs)

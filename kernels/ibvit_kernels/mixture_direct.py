@@ -1,0 +1,191 @@
+"""Sums of exponentials of Gaussian log-densities by direct differences: exact where the expanded quadratic cancels.
+
+A program owns `SAMPLE_TILE` samples, spread over its threads, and walks over blocks of components whose values all its
+threads share, so that sums over components stay within a thread. A block whose flag is 0 is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ibvit_kernels.mixture_layout import SAMPLE_TILE, Components, split_components
+
+WARPS = 2  # 4 samples a thread
+UNROLL_LIMIT = 8  # up to here the samples' coordinates stay in registers; beyond, they are read again for each tile
+
+
+class DirectChannel(NamedTuple):
+    """One channel's operands; exponents in units of log 2, relative to the sample's reference."""
+
+    u: Tensor  # [d, S] float32, S a multiple of SAMPLE_TILE
+    reference: Tensor  # [S] float32
+    centre: Tensor  # [d, M] float32, mu, or mu * scale where `fused`
+    scale: Tensor  # [d, M] float32: sqrt(log2(e) / 2) / sigma
+    const: Tensor  # [M] float32: log2 of the density's factor; -inf on padding
+
+
+class DirectComponents(NamedTuple):
+    """The components' part of a DirectChannel."""
+
+    centre: Tensor
+    scale: Tensor
+    const: Tensor
+    offset: float  # what was subtracted from const, and must be from the reference
+
+
+def direct_components(components: Components, fused: bool) -> DirectComponents:
+    """Round to float32, one row a dimension; mu * scale is rounded once, with the scale that the kernel sees."""
+    scale = components.scale.float()
+    centre = components.mu * scale.double() if fused else components.mu
+    return DirectComponents(
+        centre.float().T.contiguous(), scale.T.contiguous(), components.const.float(), components.offset
+    )
+
+
+@triton.jit
+def _exponents(
+    u: tl.tensor,
+    reference: tl.tensor,
+    centre: tl.tensor,
+    scale: tl.tensor,
+    const: tl.tensor,
+    rows: tl.tensor,
+    cols: tl.tensor,
+    samples: tl.tensor,
+    components: tl.tensor,
+    D: tl.constexpr,
+    FUSED: tl.constexpr,
+    UNROLLED: tl.constexpr,
+) -> tl.tensor:
+    """Exponents [components, samples] of a tile; `reference` is in registers, all else in memory."""
+    t = tl.load(const + cols)[:, None] - reference[None, :]
+    if UNROLLED:
+        for j in tl.static_range(D):
+            t = _subtract_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
+    else:
+        for j in range(D):
+            t = _subtract_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
+    return t
+
+
+@triton.jit
+def _subtract_square(
+    t: tl.tensor,
+    u: tl.tensor,
+    centre: tl.tensor,
+    scale: tl.tensor,
+    rows: tl.tensor,
+    cols: tl.tensor,
+    u_row: tl.tensor,
+    component_row: tl.tensor,
+    FUSED: tl.constexpr,
+) -> tl.tensor:
+    x = tl.load(u + u_row + rows)[None, :]
+    m = tl.load(centre + component_row + cols)[:, None]
+    s = tl.load(scale + component_row + cols)[:, None]
+    z = tl.fma(x, s, -m) if FUSED else (x - m) * s
+    return tl.fma(-z, z, t)
+
+
+@triton.jit(do_not_specialize=["blocks", "per_split"])
+def direct_sums(
+    u_a: tl.tensor,  # [DA, samples] float32
+    reference_a: tl.tensor,  # [samples] float32
+    centre_a: tl.tensor,  # [DA, components] float32
+    scale_a: tl.tensor,  # [DA, components] float32
+    const_a: tl.tensor,  # [components] float32
+    u_b: tl.tensor,  # the same of the second channel; not read where DB is 0
+    reference_b: tl.tensor,
+    centre_b: tl.tensor,
+    scale_b: tl.tensor,
+    const_b: tl.tensor,
+    flags: tl.tensor,  # [samples / TILE, blocks] int8: 0 where a block is negligible for all samples of the tile
+    out: tl.tensor,  # [1 or 3, splits, samples] float64: sums over channel a, channel b, their product
+    blocks: tl.tensor,  # components / BLOCK
+    per_split: tl.tensor,
+    DA: tl.constexpr,
+    DB: tl.constexpr,
+    FUSED: tl.constexpr,
+    UNROLLED: tl.constexpr,
+    TILE: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    tile = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1).to(tl.int64)
+    samples = tl.num_programs(0).to(tl.int64) * TILE
+    components = blocks.to(tl.int64) * BLOCK
+    # Declared not contiguous, or loads are vectorised along samples and every coordinate passes through shared memory
+    # on its way to the thread that computes with it.
+    rows = tl.max_contiguous(tile * TILE + tl.arange(0, TILE), 1)
+    ref_a = tl.load(reference_a + rows)
+    total_a = tl.zeros([TILE], tl.float64)
+    if DB > 0:
+        ref_b = tl.load(reference_b + rows)
+        total_b = tl.zeros([TILE], tl.float64)
+        total_ab = tl.zeros([TILE], tl.float64)
+    for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
+        if tl.load(flags + tile * blocks + block) != 0:
+            sum_a = tl.zeros([TILE], tl.float32)
+            if DB > 0:
+                sum_b = tl.zeros([TILE], tl.float32)
+                sum_ab = tl.zeros([TILE], tl.float32)
+            for first in range(0, BLOCK, COMPONENTS):
+                cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
+                t_a = _exponents(
+                    u_a, ref_a, centre_a, scale_a, const_a, rows, cols, samples, components, DA, FUSED, UNROLLED
+                )
+                p_a = tl.exp2(t_a)
+                sum_a += tl.sum(p_a, 0)
+                if DB > 0:
+                    t_b = _exponents(
+                        u_b, ref_b, centre_b, scale_b, const_b, rows, cols, samples, components, DB, FUSED, UNROLLED
+                    )
+                    p_b = tl.exp2(t_b)
+                    sum_b += tl.sum(p_b, 0)
+                    sum_ab += tl.sum(p_a * p_b, 0)
+            total_a += sum_a.to(tl.float64)
+            if DB > 0:
+                total_b += sum_b.to(tl.float64)
+                total_ab += sum_ab.to(tl.float64)
+    plane = tl.num_programs(1).to(tl.int64) * samples
+    tl.store(out + split * samples + rows, total_a)
+    if DB > 0:
+        tl.store(out + plane + split * samples + rows, total_b)
+        tl.store(out + 2 * plane + split * samples + rows, total_ab)
+
+
+def direct_options(dims: Sequence[int], fused: bool, block: int) -> dict[str, Any]:
+    """Constants and compiler options of `direct_sums` for channels of these dimensions."""
+    return {
+        "DA": dims[0],
+        "DB": dims[1] if len(dims) > 1 else 0,
+        "FUSED": fused,
+        "UNROLLED": max(dims) <= UNROLL_LIMIT,
+        "TILE": SAMPLE_TILE,
+        "COMPONENTS": 16 // len(dims),  # exponents in a thread's registers: these times 4 samples and the channels
+        "BLOCK": block,
+        "num_warps": WARPS,
+        "enable_fp_fusion": True,
+    }
+
+
+def launch_direct(channels: Sequence[DirectChannel], flags: Tensor, fused: bool) -> Tensor:
+    """Sums over components: [1, S] for one channel; [3, S] (first, second, product) for two. float64.
+
+    flags: [S / SAMPLE_TILE, blocks] int8; blocks of equal size cover the components.
+    """
+    a, b = channels[0], channels[-1]
+    tiles, blocks = flags.shape
+    splits, per_split = split_components(tiles, blocks)
+    shape = (2 * len(channels) - 1, splits, a.u.shape[1])
+    out = torch.empty(shape, dtype=torch.float64, device=a.u.device)
+    options = direct_options([len(c.u) for c in channels], fused, len(a.const) // blocks)
+    direct_sums[(tiles, splits)](*a, *b, flags, out, blocks, per_split, **options)
+    return out.sum(1)

@@ -1,0 +1,269 @@
+"""Sums of exponentials of Gaussian log-densities as matrix products, and a screen for tiles that are negligible.
+
+The exponents of a tile are one product of sample features with component features (`mixture_expansion`). Each factor is
+split into two float16 numbers, 22 bits together; three of the four products count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ibvit_kernels.mixture_layout import COMPONENT_PADDING, SAMPLE_TILE, split_components
+
+FLAG_COMPONENTS = 64  # components that one flag of the screen covers
+SCREEN_SLACK = 2**-9.9  # bounds the error of x . y, rounded to float16, by this times |x| |y|; a unit roundoff is 2^-11
+
+
+class Tile(NamedTuple):
+    """How a program is shaped."""
+
+    samples: int
+    components: int
+    warps: int
+    stages: int
+
+
+# (K, channels) -> tile; K is the number of features, padded. Shared memory holds the samples' features and `stages`
+# tiles of components; on sm_80 the samples' features are in registers.
+HOPPER_TILES = {
+    (16, 1): Tile(128, 64, 4, 2),
+    (32, 1): Tile(128, 64, 4, 2),
+    (64, 1): Tile(128, 64, 4, 2),
+    (128, 1): Tile(256, 64, 8, 2),
+    (256, 1): Tile(128, 32, 8, 2),
+    (16, 2): Tile(128, 64, 8, 2),
+    (32, 2): Tile(128, 64, 8, 2),
+    (64, 2): Tile(128, 64, 8, 2),
+    (128, 2): Tile(128, 32, 8, 2),
+}
+AMPERE_TILES = HOPPER_TILES | {
+    (128, 1): Tile(128, 32, 8, 2),
+    (64, 2): Tile(128, 32, 8, 2),
+    (128, 2): Tile(128, 32, 8, 1),
+}
+SCREEN_TILE = Tile(SAMPLE_TILE, FLAG_COMPONENTS, 8, 2)
+
+
+def gemm_tile(features: Sequence[int], hopper: bool) -> Tile | None:
+    """The tile for channels of these (padded) numbers of features, if they fit."""
+    return (HOPPER_TILES if hopper else AMPERE_TILES).get((max(features), len(features)))
+
+
+class GemmChannel(NamedTuple):
+    """One channel's operands, in the order in which the kernel takes them."""
+
+    high: Tensor  # [S, K] float16, S a multiple of SAMPLE_TILE
+    low: Tensor  # [S, K] float16
+    reference: Tensor  # [S] float32
+    component_high: Tensor  # [M, K] float16, M a multiple of COMPONENT_PADDING
+    component_low: Tensor  # [M, K] float16
+    const: Tensor  # [M] float32; -inf on padding
+    unit: float  # exponent = unit * (features . component features) + const - reference
+
+
+@triton.jit
+def _product(
+    high: tl.tensor,
+    low: tl.tensor,
+    component_high: tl.tensor,
+    component_low: tl.tensor,
+    cols: tl.tensor,
+    K: tl.constexpr,
+) -> tl.tensor:
+    """Exponents [samples, components] of a tile, times 2^g; small products first, so that they are not rounded away."""
+    k = tl.arange(0, K)
+    at = cols[None, :] * K + k[:, None]
+    b_high = tl.load(component_high + at)
+    b_low = tl.load(component_low + at)
+    t = tl.dot(low, b_high)
+    t = tl.dot(high, b_low, t)
+    return tl.dot(high, b_high, t)
+
+
+@triton.jit(do_not_specialize=["blocks", "per_split"])
+def gemm_sums(
+    high_a: tl.tensor,  # [samples, KA] float16
+    low_a: tl.tensor,
+    reference_a: tl.tensor,  # [samples] float32
+    component_high_a: tl.tensor,  # [components, KA] float16
+    component_low_a: tl.tensor,
+    const_a: tl.tensor,  # [components] float32
+    unit_a: tl.tensor,  # 2^-g, the unit of the product
+    high_b: tl.tensor,  # the same of the second channel; not read where KB is 0
+    low_b: tl.tensor,
+    reference_b: tl.tensor,
+    component_high_b: tl.tensor,
+    component_low_b: tl.tensor,
+    const_b: tl.tensor,
+    unit_b: tl.tensor,
+    flags: tl.tensor,  # [samples / FLAG_SAMPLES, blocks] int8
+    out: tl.tensor,  # [1 or 3, splits, samples] float64
+    blocks: tl.tensor,
+    per_split: tl.tensor,
+    KA: tl.constexpr,
+    KB: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FLAG_SAMPLES: tl.constexpr,
+) -> None:
+    tile = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1).to(tl.int64)
+    samples = tl.num_programs(0).to(tl.int64) * SAMPLES
+    rows = tile * SAMPLES + tl.arange(0, SAMPLES)
+    at = rows[:, None] * KA + tl.arange(0, KA)[None, :]
+    h_a = tl.load(high_a + at)
+    l_a = tl.load(low_a + at)
+    ref_a = tl.load(reference_a + rows)
+    total_a = tl.zeros([SAMPLES], tl.float64)
+    if KB > 0:
+        at_b = rows[:, None] * KB + tl.arange(0, KB)[None, :]
+        h_b = tl.load(high_b + at_b)
+        l_b = tl.load(low_b + at_b)
+        ref_b = tl.load(reference_b + rows)
+        total_b = tl.zeros([SAMPLES], tl.float64)
+        total_ab = tl.zeros([SAMPLES], tl.float64)
+    flags += tile * SAMPLES // FLAG_SAMPLES * blocks
+    for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
+        if tl.load(flags + block) != 0:
+            sum_a = tl.zeros([SAMPLES], tl.float32)
+            if KB > 0:
+                sum_b = tl.zeros([SAMPLES], tl.float32)
+                sum_ab = tl.zeros([SAMPLES], tl.float32)
+            for first in range(0, BLOCK, COMPONENTS):
+                cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
+                t_a = _product(h_a, l_a, component_high_a, component_low_a, cols, KA)
+                p_a = tl.exp2(tl.fma(t_a, unit_a, tl.load(const_a + cols)[None, :] - ref_a[:, None]))
+                sum_a += tl.sum(p_a, 1)
+                if KB > 0:
+                    t_b = _product(h_b, l_b, component_high_b, component_low_b, cols, KB)
+                    p_b = tl.exp2(tl.fma(t_b, unit_b, tl.load(const_b + cols)[None, :] - ref_b[:, None]))
+                    sum_b += tl.sum(p_b, 1)
+                    sum_ab += tl.sum(p_a * p_b, 1)
+            total_a += sum_a.to(tl.float64)
+            if KB > 0:
+                total_b += sum_b.to(tl.float64)
+                total_ab += sum_ab.to(tl.float64)
+    plane = tl.num_programs(1).to(tl.int64) * samples
+    tl.store(out + split * samples + rows, total_a)
+    if KB > 0:
+        tl.store(out + plane + split * samples + rows, total_b)
+        tl.store(out + 2 * plane + split * samples + rows, total_ab)
+
+
+@triton.jit(do_not_specialize=["blocks", "per_split"])
+def screen_tiles(
+    high: tl.tensor,  # [samples, K] float16
+    reference: tl.tensor,  # [samples] float32
+    norm: tl.tensor,  # [samples / SAMPLES] float32: largest norm of the features of a tile's samples
+    component_high: tl.tensor,  # [components, K] float16
+    const: tl.tensor,  # [components] float32
+    component_norm: tl.tensor,  # [components / COMPONENTS] float32
+    unit: tl.tensor,  # 2^-g
+    slack: tl.tensor,  # 2^-g SCREEN_SLACK
+    threshold: tl.tensor,  # exponents above this matter
+    coarse: tl.tensor,  # [samples / SAMPLES, blocks] int8: blocks worth a look
+    flags: tl.tensor,  # [samples / SAMPLES, components / COMPONENTS] int8, out; zero on entry
+    blocks: tl.tensor,
+    per_split: tl.tensor,
+    K: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    TILES: tl.constexpr = BLOCK // COMPONENTS
+    tile = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1).to(tl.int64)
+    rows = tile * SAMPLES + tl.arange(0, SAMPLES)
+    k = tl.arange(0, K)
+    h = tl.load(high + rows[:, None] * K + k[None, :])
+    ref = tl.load(reference + rows)
+    margin = tl.load(norm + tile) * slack
+    for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
+        if tl.load(coarse + tile * blocks + block) != 0:
+            for i in range(TILES):
+                at = block * TILES + i
+                cols = at * COMPONENTS + tl.arange(0, COMPONENTS)
+                t = tl.dot(h, tl.load(component_high + cols[None, :] * K + k[:, None]))
+                t = tl.fma(t, unit, tl.load(const + cols)[None, :] - ref[:, None])
+                peak = tl.max(tl.max(t, 1), 0) + margin * tl.load(component_norm + at)
+                tl.store(flags + tile * blocks * TILES + at, (peak > threshold).to(tl.int8))
+
+
+def gemm_options(features: Sequence[int], tile: Tile) -> dict[str, Any]:
+    """Constants and compiler options of `gemm_sums`."""
+    return {
+        "KA": features[0],
+        "KB": features[1] if len(features) > 1 else 0,
+        "SAMPLES": tile.samples,
+        "COMPONENTS": tile.components,
+        "BLOCK": COMPONENT_PADDING,
+        "FLAG_SAMPLES": SAMPLE_TILE,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def screen_options(features: int) -> dict[str, Any]:
+    """Constants and compiler options of `screen_tiles`."""
+    return {
+        "K": features,
+        "SAMPLES": SCREEN_TILE.samples,
+        "COMPONENTS": SCREEN_TILE.components,
+        "BLOCK": COMPONENT_PADDING,
+        "num_warps": SCREEN_TILE.warps,
+        "num_stages": SCREEN_TILE.stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def launch_gemm(channels: Sequence[GemmChannel], flags: Tensor) -> Tensor:
+    """Sums over components: [1, S] for one channel; [3, S] (first, second, product) for two. float64.
+
+    flags: [S / SAMPLE_TILE, M / COMPONENT_PADDING] int8.
+    """
+    a, b = channels[0], channels[-1]
+    features = [c.high.shape[1] for c in channels]
+    tile = gemm_tile(features, is_hopper(a.high))
+    if tile is None:
+        raise ValueError(f"channels: expected at most 256 features for one, 128 each for two, got {features}")
+    samples, blocks = len(a.high), flags.shape[1]
+    splits, per_split = split_components(samples // tile.samples, blocks)
+    out = torch.empty(2 * len(channels) - 1, splits, samples, dtype=torch.float64, device=a.high.device)
+    gemm_sums[(samples // tile.samples, splits)](*a, *b, flags, out, blocks, per_split, **gemm_options(features, tile))
+    return out.sum(1)
+
+
+def launch_screen(channel: GemmChannel, coarse: Tensor, threshold: float) -> Tensor:
+    """[S / SAMPLE_TILE, M / FLAG_COMPONENTS] int8: may an exponent of the tile exceed `threshold`?
+
+    coarse: [S / SAMPLE_TILE, M / COMPONENT_PADDING] int8, blocks outside of which none does.
+    """
+    tiles, blocks = coarse.shape
+    splits, per_split = split_components(tiles, blocks)
+    flags = torch.zeros(tiles, len(channel.const) // FLAG_COMPONENTS, dtype=torch.int8, device=coarse.device)
+    norm = _tile_norms(channel.high, SAMPLE_TILE)
+    component_norm = _tile_norms(channel.component_high, FLAG_COMPONENTS)
+    screen_tiles[(tiles, splits)](
+        channel.high, channel.reference, norm, channel.component_high, channel.const, component_norm,
+        channel.unit, channel.unit * SCREEN_SLACK, threshold, coarse, flags, blocks, per_split,
+        **screen_options(channel.high.shape[1]),
+    )  # fmt: skip
+    return flags
+
+
+def is_hopper(tensor: Tensor) -> bool:
+    """Are there warp-group matrix instructions, and shared memory to go with them?"""
+    return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device)[0] >= 9
+
+
+def _tile_norms(rows: Tensor, tile: int) -> Tensor:
+    """Largest Euclidean norm in each run of `tile` rows; at least 1, which covers what float16 rounds to nothing."""
+    return rows.float().norm(dim=1).view(-1, tile).amax(1).clamp(min=1)
