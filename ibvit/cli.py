@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,100 @@ def environment() -> None:
     from ibvit.training.commands import describe_environment
 
     print(describe_environment())
+
+
+@app.command(name="train")
+def train_command(config: tyro.conf.OmitArgPrefixes[TrainConfig]) -> None:
+    """Train a model: what train.py does, wherever ibvit is installed."""
+    _train(config)
+
+
+@app.command
+def cache(
+    run: tuple[Path, ...],
+    heads: Literal["active", "all"] = "active",
+    attention: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    passes: int = 10,
+    seed: int = 0,
+) -> None:
+    """Record what finished runs do with every validation image: the basis of figures and report.
+
+    Args:
+        run: run folders.
+        heads: keep mu and logvar of the active heads (over 0.01 nats on at least one patch), or of all.
+        attention: also keep attention maps of those heads.
+        dtype: of mu, logvar, votes and attention.
+        passes: noisy validation passes, for error bars on accuracy.
+        seed: of the noise.
+    """
+    from ibvit.analysis.cache import RecordOptions, write_records
+
+    for folder in run:
+        write_records(folder, RecordOptions(heads, attention, dtype, passes, seed))
+
+
+@app.command
+def sweep(
+    betas: tuple[float, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    data: str = "digits",
+    attention: tuple[Literal["none", "full"], ...] = (),
+    out: Path = Path("runs"),
+    jobs: int = 1,
+    slurm: Literal["no", "print", "submit"] = "no",
+    sbatch: tuple[str, ...] = (),
+    train: TrainConfig = TrainConfig(),  # noqa: B008 -- frozen
+) -> None:
+    """Train the runs of a spectrum: trains what is missing, resumes what was interrupted, skips what is finished.
+
+    Args:
+        betas: a run with bottlenecks for each.
+        seeds: all runs for each.
+        data: as in train.py.
+        attention: also runs at these ends of the spectrum.
+        out: where the run folders go.
+        jobs: runs at a time.
+        slurm: print an sbatch script of an array job instead, or submit one through submitit.
+        sbatch: options of the array job, such as gres=gpu:8 time=24:00:00.
+        train: options of all runs, such as --train.epochs 100.
+    """
+    from ibvit.training.sweep import launch
+
+    launch(betas, seeds, attention, replace(train, data=data), out, jobs=jobs, slurm=slurm, sbatch=sbatch)
+
+
+@app.command
+def figure(name: tyro.conf.Positional[str], runs: tuple[Path, ...], out: Path = Path("figures")) -> None:
+    """Draw a figure of the paper from recorded runs: PNG, PDF, and the results behind it (CSV, npz).
+
+    Args:
+        name: 1b, 1c, 2 to 12, or all.
+        runs: run folders, recorded with `ibvit cache --run DIR --attention`.
+        out: folder for the figures.
+    """
+    from ibvit.figures.catalogue import make_figures
+
+    make_figures(name, runs, out)
+
+
+@app.command
+def report(
+    runs: tuple[Path, ...], out: Path = Path("report.html"), images: int = 12, samples: int | None = None
+) -> None:
+    """Write one HTML file, to be opened from disk, that explores recorded runs.
+
+    Args:
+        runs: run folders, recorded with `ibvit cache --run DIR --attention`.
+        out: the file.
+        images: how many validation images to include.
+        samples: draws of each NMI estimate (default: as many as its tolerance asks for).
+    """
+    from ibvit.analysis.records import open_runs
+    from ibvit.figures.report import write_report
+
+    path = write_report(open_runs(runs), out, images=images, samples=samples)
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _run(command: Callable[[], Any]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ibvit.analysis import copypaste, divergence, extremes, heads, klmaps, similarity, spectrum, voting
 from ibvit.analysis.heads import strongest_heads
-from ibvit.analysis.records import Records, RecordsError
+from ibvit.analysis.records import Records, RecordsError, open_runs
 from ibvit.analysis.results import Result
 from ibvit.figures import copypaste as draw_copypaste
 from ibvit.figures import divergence as draw_divergence
@@ -161,7 +161,7 @@ def make_figure(name: str, runs: Sequence[Records], out: str | Path) -> list[Pat
         ValueError: no such figure, or the runs lack what it shows; the message says which.
     """
     if name not in FIGURES:
-        raise ValueError(f"figure: expected one of {', '.join(FIGURES)} or all, got {name!r}")
+        raise ValueError(f"figure: expected one of {', '.join(FIGURES)}, got {name!r}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"fig{name}"
@@ -171,3 +171,27 @@ def make_figure(name: str, runs: Sequence[Records], out: str | Path) -> list[Pat
     for part, result in results.items():
         result.save(f"{stem}-{part}" if part else stem)
     return sorted(folder.glob(f"fig{name}[.-]*"))
+
+
+def make_figures(name: str, run_dirs: Sequence[str | Path], out: str | Path) -> None:
+    """What `ibvit figure` does: draw one figure, or with "all" every one that these runs can show.
+
+    Raises:
+        ValueError: as `make_figure`; with "all", only if no figure could be drawn.
+    """
+    if name not in (*FIGURES, "all"):
+        raise ValueError(f"figure: expected one of {', '.join(FIGURES)} or all, got {name!r}")
+    runs = open_runs(run_dirs)
+    drawn = 0
+    for wanted in FIGURES if name == "all" else [name]:
+        try:
+            files = make_figure(wanted, runs, out)
+        except RecordsError as error:
+            if name != "all":
+                raise
+            print(f"figure {wanted}: not drawn: {error}")
+            continue
+        drawn += 1
+        print(f"figure {wanted}, {FIGURES[wanted].title}: {next(path for path in files if path.suffix == '.png')}")
+    if not drawn:
+        raise ValueError("figure: none could be drawn from these runs")

@@ -1,0 +1,234 @@
+"""`ibvit sweep`: the runs of a spectrum, one folder each; finished ones are skipped, interrupted ones go on."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ibvit.config import TrainConfig
+from ibvit.data.recipes import apply_recipe
+from ibvit.models.create import MODEL_FILE
+from ibvit.training.metrics import read_metrics
+from ibvit.training.run import CONFIG_FILE, check_same_run
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "train.log"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep, and how it stands on disk."""
+
+    config: TrainConfig
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run_dir
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is there, whole.
+
+        Raises:
+            ValueError: the folder holds a run with other options.
+        """
+        if (self.folder / CONFIG_FILE).is_file():
+            check_same_run(self.folder, apply_recipe(replace(self.config, out=self.folder))[0])
+        return (self.folder / MODEL_FILE).is_file()
+
+    @property
+    def command(self) -> list[str]:
+        """What trains it: on all GPUs of this machine together, or on whatever one device there is."""
+        gpus = torch.cuda.device_count()
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"] if gpus > 1 else []
+        return [sys.executable, *launcher, "-m", "ibvit", "train", *command_line(self.config)]
+
+
+def launch(
+    betas: Sequence[float],
+    seeds: Sequence[int],
+    ends: Sequence[Literal["none", "full"]],
+    common: TrainConfig,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    slurm: Literal["no", "print", "submit"] = "no",
+    sbatch: Sequence[str] = (),
+) -> None:
+    """What `ibvit sweep` does.
+
+    Args:
+        sbatch: options of the Slurm job as "name=value".
+
+    Raises:
+        ValueError: as `plan` and `submit`; or a run failed.
+    """
+    runs = plan(betas, seeds, ends, common, folder)
+    failed: list[Path] = []
+    if slurm == "print":
+        print(sbatch_script(runs, [f"--{option}" for option in sbatch]), end="")
+        return
+    if slurm == "submit":
+        options = dict(option.split("=", 1) for option in sbatch)
+        print(f"submitted: {', '.join(submit(runs, folder, options))}")
+    else:
+        failed = train_missing(runs, jobs)
+    print(table(runs))
+    if failed:
+        raise ValueError(f"{len(failed)} run(s) failed; see {', '.join(str(path / LOG_FILE) for path in failed)}")
+
+
+def command_line(config: TrainConfig) -> list[str]:
+    """The options of `config` that are not their defaults, as `train.py` takes them.
+
+    >>> command_line(TrainConfig(beta=4.0, data="repetition", compile=True))
+    ['--beta', '4.0', '--data', 'repetition', '--compile']
+    """
+    default = TrainConfig()
+    words = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(default, field.name):
+            option = f"--{field.name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return words
+
+
+def plan(
+    betas: Sequence[float],
+    seeds: Sequence[int],
+    ends: Sequence[Literal["none", "full"]],
+    common: TrainConfig,
+    folder: Path,
+) -> list[SweepRun]:
+    """The runs of a sweep, seed by seed along the spectrum, so that an early stop leaves whole spectra.
+
+    Args:
+        common: options of all runs; beta, seed, attention and out are the sweep's own.
+        folder: where the run folders go, under their usual names.
+
+    Raises:
+        ValueError: there is nothing to run, or `common` sets what the sweep sets.
+    """
+    for name in ("beta", "seed", "attention", "out"):
+        value, default = getattr(common, name), getattr(TrainConfig(), name)
+        if value != default:
+            raise ValueError(f"train.{name}: the sweep sets it; expected {default}, got {value}")
+    kinds: list[dict[str, object]] = [{"attention": "none"}] if "none" in ends else []
+    kinds += [{"attention": "ib", "beta": beta} for beta in sorted(set(betas), reverse=True)]
+    kinds += [{"attention": "full"}] if "full" in ends else []
+    if not kinds or not seeds:
+        raise ValueError("betas: expected at least one run: give --betas or --attention, and --seeds")
+    configs = [replace(common, seed=seed, **kind) for seed in dict.fromkeys(seeds) for kind in kinds]  # type: ignore[arg-type]
+    return [SweepRun(replace(config, out=folder / config.run_dir.name)) for config in configs]
+
+
+def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
+    """Train the runs that are not finished, `jobs` at a time, each in its own process with its own train.log.
+
+    Ctrl-C lets each process save its checkpoint; the same call goes on there.
+
+    Returns:
+        Folders of runs that failed.
+    """
+    missing = [run for run in runs if not run.finished]
+    log.info("%d of %d runs are finished already", len(runs) - len(missing), len(runs))
+    pool = ThreadPoolExecutor(max_workers=max(1, jobs))
+    try:
+        outcomes = list(pool.map(_train_one, range(1, len(missing) + 1), missing, [len(missing)] * len(missing)))
+    except KeyboardInterrupt:
+        # The terminal has sent Ctrl-C to the running processes too; only those not yet started are dropped.
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+    return [run.folder for run, code in zip(missing, outcomes, strict=True) if code != 0]
+
+
+def _train_one(number: int, run: SweepRun, total: int) -> int:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log.info("[%d/%d] %s: training, see %s", number, total, run.folder.name, run.folder / LOG_FILE)
+    start = time.monotonic()
+    with (run.folder / LOG_FILE).open("ab") as output:
+        code = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    state = "finished" if code == 0 else f"stopped with exit code {code}"
+    log.info("[%d/%d] %s: %s after %.0f s", number, total, run.folder.name, state, time.monotonic() - start)
+    return code
+
+
+def sbatch_script(runs: Sequence[SweepRun], options: Sequence[str] = ()) -> str:
+    """A Slurm array job with one task a missing run; submit it with `sbatch`.
+
+    Args:
+        options: further #SBATCH options, such as "--gres=gpu:8".
+    """
+    missing = [run for run in runs if not run.finished]
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH --job-name=ibvit-sweep",
+        f"#SBATCH --array=0-{len(missing) - 1}",
+        "#SBATCH --output=ibvit-sweep-%A-%a.log",
+        *(f"#SBATCH {option}" for option in options),
+        # Slurm's warning before the time limit lets a run save its checkpoint.
+        "#SBATCH --signal=TERM@120",
+        "runs=(",
+        *(f"  {shlex.quote(shlex.join(command_line(run.config)))}" for run in missing),
+        ")",
+        'gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)',
+        'eval "exec torchrun --standalone --nproc-per-node=$((gpus > 0 ? gpus : 1)) -m ibvit train '
+        '${runs[$SLURM_ARRAY_TASK_ID]}"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def submit(runs: Sequence[SweepRun], folder: Path, options: Mapping[str, str]) -> list[str]:
+    """Submit the missing runs as one Slurm array through submitit; gives the ids of the jobs.
+
+    Args:
+        folder: Slurm's logs go into `folder`/slurm.
+        options: of sbatch, such as {"gres": "gpu:8", "time": "24:00:00"}.
+
+    Raises:
+        ValueError: submitit is not installed.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError("slurm: submit needs submitit (pip install submitit); print gives a script instead") from None
+    missing = [run for run in runs if not run.finished]
+    executor = submitit.SlurmExecutor(folder=str(folder / "slurm"))
+    executor.update_parameters(job_name="ibvit-sweep", additional_parameters=dict(options))
+    jobs = executor.map_array(subprocess.check_call, [run.command for run in missing])
+    return [job.job_id for job in jobs]
+
+
+def table(runs: Sequence[SweepRun]) -> str:
+    """How each run stands, a line each: epochs done, accuracy, information, active heads."""
+    rows = [("run", "state", "epochs", "top-1 %", "nats/patch", "active heads")]
+    for run in runs:
+        lines = read_metrics(run.folder)
+        state = "finished" if run.finished else "interrupted" if lines else "missing"
+        validated = [line for line in lines if "val_top1" in line]
+        last = validated[-1] if validated else {}
+        rows.append(
+            (
+                run.folder.name,
+                state,
+                str(lines[-1]["epoch"] + 1) if lines else "0",
+                f"{last['val_top1']:.1f}" if last else "",
+                f"{last['val_nats_per_patch']:.3g}" if "val_nats_per_patch" in last else "",
+                str(len(last["val_active_heads"])) if "val_active_heads" in last else "",
+            )
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
