@@ -184,7 +184,7 @@ def sbatch_script(runs: Sequence[SweepRun], options: Sequence[str] = ()) -> str:
         "runs=(",
         *(f"  {shlex.quote(shlex.join(command_line(run.config)))}" for run in missing),
         ")",
-        'gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)',
+        "gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)",
         'eval "exec torchrun --standalone --nproc-per-node=$((gpus > 0 ? gpus : 1)) -m ibvit train '
         '${runs[$SLURM_ARRAY_TASK_ID]}"',
     ]
@@ -216,19 +216,20 @@ def table(runs: Sequence[SweepRun]) -> str:
     """How each run stands, a line each: epochs done, accuracy, information, active heads."""
     rows = [("run", "state", "epochs", "top-1 %", "nats/patch", "active heads")]
     for run in runs:
-        lines = read_metrics(run.folder)
-        state = "finished" if run.finished else "interrupted" if lines else "missing"
-        validated = [line for line in lines if "val_top1" in line]
+        epochs = read_metrics(run.folder)
+        state = "finished" if run.finished else "interrupted" if epochs else "missing"
+        validated = [epoch for epoch in epochs if "val_top1" in epoch]
         last = validated[-1] if validated else {}
         rows.append(
             (
                 run.folder.name,
                 state,
-                str(lines[-1]["epoch"] + 1) if lines else "0",
+                str(epochs[-1]["epoch"] + 1) if epochs else "0",
                 f"{last['val_top1']:.1f}" if last else "",
                 f"{last['val_nats_per_patch']:.3g}" if "val_nats_per_patch" in last else "",
                 str(len(last["val_active_heads"])) if "val_active_heads" in last else "",
             )
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
