@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 
 from ibvit.data.augment import Recipe
-from ibvit.data.images import BadFiles, decode, read
+from ibvit.data.images import BadFiles, Pixels, pixels, read
 from ibvit.data.schedule import Schedule, Training, Validation
 from ibvit.data.types import Loader
 
@@ -47,9 +46,9 @@ class ImageFolder:
         """The file's bytes; raises :class:`~ibvit.data.images.BadImageError`."""
         return read(self.path(index))
 
-    def image(self, index: int) -> Image.Image:
-        """The picture in RGB; raises :class:`~ibvit.data.images.BadImageError`."""
-        return decode(self.encoded(index))
+    def pixels(self, index: int) -> Pixels:
+        """uint8 ``[height, width, 3]``; raises :class:`~ibvit.data.images.BadImageError`."""
+        return pixels(self.encoded(index))
 
 
 def scan(root: Path) -> ImageFolder:
@@ -169,6 +168,10 @@ def folder_loaders(
     bad = BadFiles()
 
     def build(folder: ImageFolder, schedule: Schedule) -> Loader:
+        if loader == "dali":
+            from ibvit.data.dali import DaliLoader
+
+            return DaliLoader(folder, "encoded", schedule, workers, device, bad)
         from ibvit.data.torchvision import TorchvisionLoader
 
         return TorchvisionLoader(folder, schedule, workers, device, bad)

