@@ -17,7 +17,7 @@ from torch import Tensor
 from ibvit_kernels.mixture_layout import SAMPLE_TILE, Components, split_components
 
 WARPS = 2  # 4 samples a thread
-UNROLL_LIMIT = 8  # up to here the samples' coordinates stay in registers; beyond, they are read again for each tile
+UNROLL_LIMIT = 2  # up to here the samples' coordinates stay in registers; beyond, they are read again for each tile
 
 
 class DirectChannel(NamedTuple):
@@ -25,7 +25,7 @@ class DirectChannel(NamedTuple):
 
     u: Tensor  # [d, S] float32, S a multiple of SAMPLE_TILE
     reference: Tensor  # [S] float32
-    centre: Tensor  # [d, M] float32, mu, or mu * scale where `fused`
+    centre: Tensor  # [d, M] float32: mu, or -mu * scale where `fused`
     scale: Tensor  # [d, M] float32: sqrt(log2(e) / 2) / sigma
     const: Tensor  # [M] float32: log2 of the density's factor; -inf on padding
 
@@ -42,7 +42,7 @@ class DirectComponents(NamedTuple):
 def direct_components(components: Components, fused: bool) -> DirectComponents:
     """Round to float32, one row a dimension; mu * scale is rounded once, with the scale that the kernel sees."""
     scale = components.scale.float()
-    centre = components.mu * scale.double() if fused else components.mu
+    centre = -components.mu * scale.double() if fused else components.mu
     return DirectComponents(
         centre.float().T.contiguous(), scale.T.contiguous(), components.const.float(), components.offset
     )
@@ -89,7 +89,7 @@ def _subtract_square(
     x = tl.load(u + u_row + rows)[None, :]
     m = tl.load(centre + component_row + cols)[:, None]
     s = tl.load(scale + component_row + cols)[:, None]
-    z = tl.fma(x, s, -m) if FUSED else (x - m) * s
+    z = tl.fma(x, s, m) if FUSED else (x - m) * s
     return tl.fma(-z, z, t)
 
 
@@ -163,13 +163,16 @@ def direct_sums(
 
 def direct_options(dims: Sequence[int], fused: bool, block: int) -> dict[str, Any]:
     """Constants and compiler options of `direct_sums` for channels of these dimensions."""
+    unrolled = max(dims) <= UNROLL_LIMIT
     return {
         "DA": dims[0],
         "DB": dims[1] if len(dims) > 1 else 0,
         "FUSED": fused,
-        "UNROLLED": max(dims) <= UNROLL_LIMIT,
+        "UNROLLED": unrolled,
         "TILE": SAMPLE_TILE,
-        "COMPONENTS": 16 // len(dims),  # exponents in a thread's registers: these times 4 samples and the channels
+        # A thread's registers hold this many exponents for each of its 4 samples: enough to hide latency where all is in
+        # registers, and to do more arithmetic than loads where it is not.
+        "COMPONENTS": 8 if unrolled or len(dims) > 1 else 16,
         "BLOCK": block,
         "num_warps": WARPS,
         "enable_fp_fusion": True,

@@ -29,7 +29,7 @@ from ibvit_kernels.mixture_layout import (
 Form = Literal["auto", "direct", "gemm", "screen"]
 SKIPPED = 2.0**-24  # the most that a sum may lose to skipping, of a sum that is at least 1
 # Dimensions from which tensor cores win: direct differences take 3 d + 3 instructions, and exp2 the time of 8.
-GEMM_FROM = 4
+GEMM_FROM = 3
 GEMM_ERROR = 2e-5  # nats, rms: the expansion is used up to this estimated error
 FUSED_ERROR = 2e-6  # nats, rms: up to here u * scale - mu * scale replaces (u - mu) * scale and saves an instruction
 DIRECT_BLOCK = 128  # components that share a bounding box in the direct form
