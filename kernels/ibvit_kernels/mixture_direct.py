@@ -170,8 +170,8 @@ def direct_options(dims: Sequence[int], fused: bool, block: int) -> dict[str, An
         "FUSED": fused,
         "UNROLLED": unrolled,
         "TILE": SAMPLE_TILE,
-        # A thread's registers hold this many exponents for each of its 4 samples: enough to hide latency where all is in
-        # registers, and to do more arithmetic than loads where it is not.
+        # A thread's registers hold this many exponents for each of its 4 samples: enough to hide latency where all is
+        # in registers, and to do more arithmetic than loads where it is not.
         "COMPONENTS": 8 if unrolled or len(dims) > 1 else 16,
         "BLOCK": block,
         "num_warps": WARPS,

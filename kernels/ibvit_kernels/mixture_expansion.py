@@ -19,7 +19,7 @@ from torch import Tensor
 from ibvit_kernels.mixture_gemm import GemmChannel
 from ibvit_kernels.mixture_layout import LOG2_E, Components
 
-ROUNDING = 2**-22  # of a product of two numbers of 22 bits each
+ROUNDING = 2**-23  # of a sum of products, in parts of the sum of their sizes: halves of 22 bits, float32 accumulation
 SCALED_MAXIMUM = 2.0**28  # of the product of a feature's largest values; each stays below 2^15 in float16
 FARTHEST = 8.0  # standard deviations at which a sample still has finite features
 NEGLIGIBLE = 2.0**-30  # a feature this small needs no digits

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, NamedTuple
@@ -66,6 +67,24 @@ def assert_fits(usage: Usage, arch: int) -> None:
     assert usage.shared <= SHARED_LIMIT[arch], (
         f"sm_{arch}: {usage.shared} bytes of shared memory > {SHARED_LIMIT[arch]}"
     )
+
+
+def loops(sass: str) -> list[Counter[str]]:
+    """Instructions by name, without modifiers, of nested loops: the longest that holds no other, then those around it."""
+    lines = [line.split(maxsplit=1) for line in sass.splitlines()]
+    names = [re.sub(r"^@!?\w+ ", "", text).split()[0].split(".")[0] for _, text in lines]
+    at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
+    found = set()
+    for i, (_, text) in enumerate(lines):
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", text)
+        if target is not None and at.get(int(target[1], 16), i) < i:
+            found.add((at[int(target[1], 16)], i))
+    leaves = [(a, b) for a, b in found if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in found)]
+    if not leaves:
+        raise ValueError("sass: expected a listing with a loop, found none")
+    first, last = max(leaves, key=lambda loop: loop[1] - loop[0])
+    around = sorted((b - a, a, b) for a, b in found if a <= first and last <= b)
+    return [Counter(names[a : b + 1]) for _, a, b in around]
 
 
 def _submit(

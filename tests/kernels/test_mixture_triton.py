@@ -1,4 +1,4 @@
-"""The mixture kernels against float64 brute force: interpreted on CPU tensors, compiled where there is a CUDA device."""
+"""The mixture kernels against float64 brute force: compiled where there is a CUDA device, else interpreted."""
 
 from __future__ import annotations
 
