@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"checkpoint: {path} is truncated or not a checkpoint ({reason})") from error
     if not isinstance(state, dict) or "model" not in state or "progress" not in state:
         raise CheckpointError(f"checkpoint: {path} is not a training checkpoint of ibvit")

@@ -1,0 +1,101 @@
+"""The command line as a user meets it: help, runs, and mistakes that end in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ibvit
+from ibvit.training import CheckpointError, train
+from tests.training.runs import SMALL, elsewhere
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_train_eval_and_load(tmp_path):
+    out = tmp_path / "run"
+    trained = command("train.py", "--max-steps", "2", "--batch-size", "240", "--out", str(out))
+    assert trained.returncode == 0, trained.stderr
+    assert f"results: {out}" in trained.stdout
+    assert "β = 1 on the KL's mean: 1 on its mean is 0.0078125 on its sum" in trained.stdout
+    assert (out / "figures" / "training.png").stat().st_size > 10_000
+    config = json.loads((out / "config.json").read_text())
+    assert config["beta_sum"] == pytest.approx(1 / 128)
+    assert config["versions"]["torch"]
+    assert config["git"]
+    line = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("lr", "beta", "train_ce", "train_kl", "val_top1", "val_top5", "val_ce", "val_nats_per_patch",
+                 "val_nats_per_image", "val_heads", "images_per_second", "data_wait"):  # fmt: skip
+        assert name in line
+    evaluated = [command("-m", "ibvit", "eval", "--run", str(out), "--repeats", "2") for _ in range(2)]
+    first, again = (json.loads(done.stdout) for done in evaluated)
+    assert first == again
+    assert first["repeats"] == 2
+    assert first["images"] == 360
+    assert ibvit.load(out).num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--attention", "some"], "{ib,full,none}"),
+        (["--beta", "x"], "could not convert string to float"),
+        (["--betta", "1"], "betta"),
+        (["--beta", "-1"], "error: beta: expected a finite number of at least 0, got -1.0"),
+        (["--data", "nowhere"], "error: data: expected digits, repetition, or an existing folder, got 'nowhere'"),
+        (["--image-size", "9"], "error: image_size: expected 8"),
+        (["--device", "warp"], "error: device: expected auto, cpu, cuda"),
+        (["--pretrained", "absent.pth", "--out", "/dev/null/x"], "error: "),
+        (["--model", "vit_minuscule"], "error: name: expected the name of a timm model"),
+        (["--impl", "triton", "--max-steps", "1"], "impl='triton' is not available"),
+    ],
+    ids=["choice", "number", "option", "range", "data", "image size", "device", "file", "model", "impl"],
+)
+def test_mistakes_end_in_one_line(args, message, tmp_path):
+    out = [] if "--out" in args else ["--out", str(tmp_path / "run")]
+    done = command("train.py", *args, *out)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / split / "cat" / "a.png")
+    with pytest.raises(ValueError, match=r"found none in .*train/dog"):
+        train(elsewhere(SMALL, tmp_path / "run", data=str(tmp_path), batch_size=1))
+
+
+def test_a_truncated_checkpoint_is_an_error_when_it_is_named(tmp_path):
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match=r"cut\.pt is truncated or not a checkpoint"):
+        train(elsewhere(SMALL, tmp_path / "run", resume=str(tmp_path / "cut.pt")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_lost_its_model_is_named(tmp_path):
+    done = command("-m", "ibvit", "eval", "--run", str(tmp_path))
+    assert done.returncode == 1
+    assert "error: run: expected a run folder with config.json" in done.stderr
+
+
+def test_environment():
+    shown = command("-m", "ibvit", "env").stdout
+    for word in ("python", "torch", "timm", "triton", "cores"):
+        assert word in shown
