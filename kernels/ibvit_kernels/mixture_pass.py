@@ -33,7 +33,7 @@ GEMM_FROM = 3
 GEMM_ERROR = 2e-5  # nats, rms: the expansion is used up to this estimated error
 FUSED_ERROR = 2e-6  # nats, rms: up to here u * scale - mu * scale replaces (u - mu) * scale and saves an instruction
 DIRECT_BLOCK = 128  # components that share a bounding box in the direct form
-SAMPLES_AT_ONCE = 1 << 20  # bounds the memory: some 60 bytes a sample and dimension, 4 GB at 64 dimensions
+SAMPLES_AT_ONCE = 1 << 19  # bounds the memory: below 150 bytes a sample and dimension, 5 GB at 64 dimensions
 
 
 class Pass:

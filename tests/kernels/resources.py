@@ -70,7 +70,7 @@ def assert_fits(usage: Usage, arch: int) -> None:
 
 
 def loops(sass: str) -> list[Counter[str]]:
-    """Instructions by name, without modifiers, of nested loops: the longest that holds no other, then those around it."""
+    """Instructions by name, without modifiers: of the longest loop that holds no other, then of the loops around it."""
     lines = [line.split(maxsplit=1) for line in sass.splitlines()]
     names = [re.sub(r"^@!?\w+ ", "", text).split()[0].split(".")[0] for _, text in lines]
     at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
