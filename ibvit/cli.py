@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tyro
 
 from ibvit.config import TrainConfig
+from ibvit.data.commands import DataCommand
 
 app = tyro.extras.SubcommandApp()
 
@@ -155,6 +156,12 @@ def report(
 
     path = write_report(open_runs(runs), out, images=images, samples=samples)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command
+def data(command: DataCommand) -> None:
+    """Prepare image folders: ImageNet-100, a check for broken files, decoding beforehand."""
+    command.run()
 
 
 def _run(command: Callable[[], Any]) -> None:

@@ -27,7 +27,8 @@ from ibvit.data.dali_graph import arguments, augment_graph, decode_graph, window
 from ibvit.data.images import BadFile, BadFiles, decode, nearest_readable, plain_jpeg_size
 from ibvit.data.prefetch import prefetched
 from ibvit.data.schedule import Schedule
-from ibvit.data.torchvision import Source, cut, finish
+from ibvit.data.torchvision import cut, finish
+from ibvit.data.tree import Source
 from ibvit.data.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _AHEAD = 2  # steps made before they are asked for
 
 
 class Files(Protocol):
-    """A source of encoded files (:class:`ibvit.data.folder.ImageFolder`)."""
+    """A source of encoded files (:class:`ibvit.data.tree.ImageFolder`)."""
 
     def encoded(self, index: int) -> bytes: ...
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 logger = logging.getLogger(__name__)
@@ -88,17 +88,30 @@ def decode(data: bytes) -> Image.Image:
         >>> image.mode, image.size, image.getpixel((0, 0))
         ('RGB', (3, 2), (7, 7, 7))
     """
+    image = loaded(data)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def loaded(data: bytes) -> Image.Image:
+    """A PIL image, decoded, in the mode and format that it has; raises as :func:`decode`."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise BadImageError(f"header promises {image.width} x {image.height} pixels")
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
-    except BadImageError:
-        raise
+            raise Image.DecompressionBombError
+        image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
-        raise BadImageError(f"not a readable image ({str(error) or type(error).__name__})") from error
+        raise _bad(error) from error
+    return image
+
+
+def _bad(error: Exception) -> BadImageError:
+    if isinstance(error, UnidentifiedImageError):
+        return BadImageError("not an image")
+    if isinstance(error, Image.DecompressionBombError):
+        return BadImageError(f"its header promises more than {MAX_PIXELS} pixels")
+    return BadImageError(str(error) or type(error).__name__)
 
 
 def pixels(data: bytes) -> Pixels:
@@ -138,10 +151,10 @@ def stored_size(path: str | Path) -> tuple[int, int]:
         if size is None:
             with Image.open(path) as image:
                 size = image.height, image.width
+        if size[0] * size[1] > MAX_PIXELS:
+            raise Image.DecompressionBombError
     except Exception as error:
-        raise BadImageError(f"not a readable image ({str(error) or type(error).__name__})") from error
-    if not 0 < size[0] * size[1] <= MAX_PIXELS:
-        raise BadImageError(f"header promises {size[1]} x {size[0]} pixels")
+        raise _bad(error) from error
     return size
 
 

@@ -7,7 +7,6 @@ as fast); RandAugment's operations are torchvision's on PIL images.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,22 +19,10 @@ from torchvision.transforms.v2 import functional as F
 from ibvit.data.augment import OPERATIONS, Ints, Plan, normalised
 from ibvit.data.images import BadFile, BadFiles, Pixels, nearest_readable
 from ibvit.data.schedule import Schedule
+from ibvit.data.tree import Source
 from ibvit.data.types import Batch
 
 _CHUNK = 64  # images decoded before their plan is drawn: enough to share its cost, few enough to hold
-
-
-class Source(Protocol):
-    """Where pictures come from: files, or a pack of decoded ones."""
-
-    @property
-    def labels(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def path(self, index: int) -> str: ...
-
-    def pixels(self, index: int) -> Pixels: ...
 
 
 def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
@@ -75,9 +62,9 @@ def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
 
 
 def cut(image: Pixels, window: Ints) -> Pixels:
-    """The window (top, left, height, width) of a picture, as a view."""
+    """The window (top, left, height, width) of a picture, as an array of its own."""
     top, left, height, width = window
-    return image[top : top + height, left : left + width]
+    return np.array(image[top : top + height, left : left + width])
 
 
 def finish(window: Pixels, plan: Plan, row: int, side: int) -> Pixels:
