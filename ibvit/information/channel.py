@@ -106,12 +106,12 @@ def make_channel(mu: Array, logvar: Array, idle_nats: float, name: str = "") -> 
     kept_mu = torch.empty(len(mu), len(kept), device=device)
     kept_logvar = torch.empty_like(kept_mu)
     divergence = torch.empty(len(mu), device=device)
-    columns = kept.tolist()
-    for rows, mu_rows, logvar_rows in _slices(mu, logvar):
-        centred, rho = mu_rows[:, columns] - mean[kept], logvar_rows[:, columns]
-        kept_mu[rows], kept_logvar[rows] = centred.float(), rho.float()
-        ratio = (rho.exp() + centred.square()) / variance[kept]
-        divergence[rows] = (0.5 * (variance[kept].log() - rho + ratio - 1).sum(1)).float()
+    mean, variance = mean[kept], variance[kept]
+    for rows, mu_rows, logvar_rows in _slices(mu, logvar, kept.tolist()):
+        centred = mu_rows - mean
+        kept_mu[rows], kept_logvar[rows] = centred.float(), logvar_rows.float()
+        ratio = (logvar_rows.exp() + centred.square()) / variance
+        divergence[rows] = (0.5 * (variance.log() - logvar_rows + ratio - 1).sum(1)).float()
     return Channel(kept_mu, kept_logvar, divergence, float(carried[smallest_first[:idle]].sum()))
 
 
@@ -124,36 +124,40 @@ def _check_array(array: Array, name: str) -> None:
         raise ValueError(f"{name}: expected [components ≥ 2, dimensions ≥ 1], got shape {tuple(array.shape)}")
 
 
-def _slices(mu: Array, logvar: Array) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Float64 rows of both arrays, a slice at a time, on the device of `mu`."""
+def _slices(mu: Array, logvar: Array, columns: list[int] | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Float64 rows of both arrays, all columns or some, a slice at a time, on the device of `mu`."""
+    chosen = slice(None) if columns is None else columns
     for start in range(0, len(mu), ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, len(mu)))
-        pair = [torch.as_tensor(np.array(a[rows])) if isinstance(a, np.ndarray) else a[rows] for a in (mu, logvar)]
-        first = pair[0].detach().double()
-        yield rows, first, pair[1].detach().to(first)
+        yield rows, *(torch.as_tensor(a[rows][:, chosen]).detach().double() for a in (mu, logvar))
 
 
 def _moments(mu: Array, logvar: Array, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance of the aggregate Σ_i p(u|x_i) / M, and the mean logvar; each `[d]`, float64."""
-    totals: Tensor | None = None
-    shift = torch.zeros(())
+    totals, shift = torch.zeros(()), torch.zeros(())
     for rows, mu_rows, rho in _slices(mu, logvar):
-        for values, name in ((mu_rows, "mu"), (rho, "logvar")):
-            if not bool(values.isfinite().all()):
-                row, column = (int(i) for i in (~values.isfinite()).nonzero()[0])
-                found = f"{float(values[row, column])} at [{rows.start + row}, {column}]"
-                raise ValueError(f"{prefix}{name}: expected finite values, got {found}")
-        largest = float(rho.abs().max())
-        if largest > MAX_LOGVAR:
-            raise ValueError(f"{prefix}logvar: expected ln σ² within ±{MAX_LOGVAR:g}, got a magnitude of {largest:g}")
-        if totals is None:
+        if rows.start == 0:
             shift = mu_rows.mean(0)
-            totals = torch.zeros(4, mu_rows.shape[1], dtype=torch.float64, device=mu_rows.device)
+        largest = float(rho.abs().amax())
+        if largest > MAX_LOGVAR and math.isfinite(largest):
+            raise ValueError(f"{prefix}logvar: expected ln σ² within ±{MAX_LOGVAR:g}, got a magnitude of {largest:g}")
         centred = mu_rows - shift
-        totals += torch.stack([centred.sum(0), centred.square().sum(0), rho.exp().sum(0), rho.sum(0)])
-    assert totals is not None  # the arrays have at least two rows
+        sums = torch.stack([centred.sum(0), centred.square().sum(0), rho.exp().sum(0), rho.sum(0)])
+        if not bool(sums.isfinite().all()):
+            _name_the_culprit(mu_rows, rho, rows.start, prefix)
+        totals = totals + sums
     offset, square, noise, mean_logvar = totals / len(mu)
     return shift + offset, square - offset.square() + noise, mean_logvar
+
+
+def _name_the_culprit(mu: Tensor, logvar: Tensor, start: int, prefix: str) -> None:
+    """Raise for the first value that is not finite, or too large to square, in rows from `start` on."""
+    for values, name in ((logvar, "logvar"), (mu, "mu")):
+        bad = ~(values.abs() < 1e150)
+        if bool(bad.any()):
+            row, column = (int(i) for i in bad.nonzero()[0])
+            found = f"{float(values[row, column])} at [{start + row}, {column}]"
+            raise ValueError(f"{prefix}{name}: expected finite values, got {found}")
 
 
 def log_density(u: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:

@@ -1,19 +1,23 @@
-"""Information in one or two dimensions by quadrature: no sampling, no seed.
+"""Information in one or two dimensions by quadrature: no sampling, no seed, whatever the number of components.
 
-The components are axis-aligned, so the density of two coordinates on a grid is one matrix product: with
-Φ[i, g] = N(g; μ_i, σ_i²) for one coordinate and Ψ for the other, p = Φᵀ Ψ / M. The coordinates are the two dimensions
-of one channel, one dimension each of two channels, or U and U′ (Ψ = Φ).
+The coordinates are the two dimensions of one channel, one dimension each of two channels, or U and U′ of one. All
+components are axis-aligned, so on a grid the density of two coordinates is a matrix product, p = Φᵀ Ψ / M with
+Φ[i, g] = N(g; μ_i, σ_i²).
 
-The trapezoid rule on a smooth density that vanishes at both ends converges geometrically in the number of points
-(Trefethen and Weideman 2014, "The exponentially convergent trapezoidal rule"). Grids are doubled until the result
-agrees with that of every second point to `AGREEMENT`; halving the step about squares an error that small, which
+*Density.* A component of width σ is band-limited: sampled at steps of 0.4 σ it loses exp(−½ (π / 0.4)²) = 4e-14 of
+itself. So each goes on the coarsest of the grids with 2^m points that has such steps, together with its neighbours and
+only as far as it reaches, and the grids are brought together by padding their Fourier transforms.
+
+*Integral.* The trapezoid rule on a smooth density that vanishes at both ends converges geometrically in the number of
+points (Trefethen and Weideman 2014, "The exponentially convergent trapezoidal rule"). The grid is doubled until the
+result agrees with that of every second point to `AGREEMENT`; halving the step about squares an error that small, which
 leaves `RESOLUTION` with a wide margin.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,132 +27,169 @@ from ibvit.information.channel import Channel
 
 AGREEMENT = 1e-5  # nats, between a grid and its every second point
 RESOLUTION = 1e-6  # nats, the error that then remains
-MAX_POINTS = {1: 1 << 18, 2: 1 << 12}  # an axis, by the number of coordinates
-REACH = 9.0  # standard deviations; what lies beyond is below 1e-18 of a component
-CHUNK = 4096  # components a matrix product
+STEP = 0.4  # standard deviations, the largest step that represents a component
+REACH = 7.0  # standard deviations; beyond are 3e-12 of a component
+LARGEST_GRID = {1: 20, 2: 12}  # log2 of the points of an axis, by the number of coordinates: under 1 GiB in all
+TILE = 16  # points; components whose means share a tile are neighbours
+CHUNK = 2048  # components a matrix product
 
-
-class Coordinate(NamedTuple):
-    """One dimension of a channel: mean and logvar of every component, `[M]`."""
-
-    mu: Tensor
-    logvar: Tensor
-
-
-class Grid(NamedTuple):
-    """Equally spaced points of one coordinate."""
-
-    start: float
-    step: float
-    points: int
+Functional = Callable[[Tensor, float], float]
 
 
 class NotResolvedError(ArithmeticError):
     """Too many dimensions, or the largest grid is too coarse for these posteriors."""
 
 
+class Coordinate(NamedTuple):
+    """One dimension of a channel: `[M]` float64 each, on the CPU."""
+
+    mu: Tensor
+    sigma: Tensor
+
+    @property
+    def entropy(self) -> float:
+        """Mean over the components, in nats."""
+        return float(self.sigma.log().mean()) + 0.5 * math.log(2 * math.pi * math.e)
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Start and length of an interval that holds all the components."""
+        margin = 1.3 * REACH * self.sigma
+        low = float((self.mu - margin).min())
+        return low, float((self.mu + margin).max()) - low
+
+
+class Axis(NamedTuple):
+    """Equally spaced points, the last one step before start + length."""
+
+    start: float
+    length: float
+    points: int
+
+    @property
+    def step(self) -> float:
+        return self.length / self.points
+
+
 def information(channel: Channel) -> float:
     """I(X;U) in nats for a channel of one or two dimensions: h(U) less the mean entropy of the components."""
     coordinates = _coordinates(channel, most=2)
-    noise = sum(0.5 * float(c.logvar.double().mean()) + 0.5 * math.log(2 * math.pi * math.e) for c in coordinates)
-    return _refine(coordinates, lambda p, cell: _entropy(p, cell) - noise)
+    noise = sum(c.entropy for c in coordinates)
+    return _integrate(coordinates, lambda p, cell: _entropy(p, cell) - noise)
 
 
 def shared_information(first: Channel, second: Channel) -> float:
-    """I(U;V) in nats of two one-dimensional channels over the same inputs; with one channel twice, I(U;U′)."""
-    return _refine([*_coordinates(first, most=1), *_coordinates(second, most=1)], _dependence)
+    """I(U;V) in nats of two one-dimensional channels over the same inputs; of a channel with itself, I(U;U′)."""
+    return _integrate([*_coordinates(first, most=1), *_coordinates(second, most=1)], _dependence)
 
 
 def _coordinates(channel: Channel, most: int) -> list[Coordinate]:
     if channel.dims > most:
         raise NotResolvedError(f"expected at most {most} active dimension{'s' * (most > 1)}, got {channel.dims}")
-    return [Coordinate(channel.mu[:, j].contiguous(), channel.logvar[:, j].contiguous()) for j in range(channel.dims)]
+    mu, sigma = channel.mu.cpu().double().T, torch.exp(0.5 * channel.logvar.cpu().double().T)
+    return [Coordinate(mu[j].contiguous(), sigma[j].contiguous()) for j in range(channel.dims)]
 
 
 def _entropy(p: Tensor, cell: float) -> float:
     """−∫ p log p for densities p on cells of equal volume; p is normalised first."""
     mass = p / p.sum()
-    return float(-torch.special.xlogy(mass, mass / cell).sum())
+    return math.log(cell) - float(torch.special.xlogy(mass, mass).sum())
 
 
 def _dependence(p: Tensor, cell: float) -> float:
     """∫∫ p log p(u,v)/(p(u) p(v)); the marginals come from the same grid, so the volume of a cell does not enter."""
     mass = p / p.sum()
-    independent = mass.sum(1, keepdim=True) * mass.sum(0, keepdim=True)
-    return float(torch.special.xlogy(mass, mass / independent.clamp_min(torch.finfo(mass.dtype).tiny)).sum())
+    return sum(
+        sign * float(torch.special.xlogy(part, part).sum())
+        for sign, part in ((1, mass), (-1, mass.sum(0)), (-1, mass.sum(1)))
+    )
 
 
-def _refine(coordinates: list[Coordinate], functional: Callable[[Tensor, float], float]) -> float:
+def _integrate(coordinates: Sequence[Coordinate], functional: Functional) -> float:
     """Double the grid until `functional` of it and of its every second point agree."""
-    order = _by_place_and_width(coordinates)
-    coordinates = [Coordinate(c.mu[order], c.logvar[order]) for c in coordinates]
-    ends = [_ends(c) for c in coordinates]
-    points = [_first_points(c, *end) for c, end in zip(coordinates, ends, strict=True)]
-    while max(points) <= MAX_POINTS[len(points)]:
-        grids = [Grid(a, (b - a) / (n - 1), n) for (a, b), n in zip(ends, points, strict=True)]
-        p = _density(coordinates, grids)
-        cell = math.prod(g.step for g in grids)
-        coarse = p[tuple(slice(None, None, 2) for _ in grids)]
-        fine, other = functional(p, cell), functional(coarse, cell * 2 ** len(grids))
-        complete = abs(float(coarse.sum()) * cell * 2 ** len(grids) - 1) <= AGREEMENT
-        if complete and abs(fine - other) <= AGREEMENT:
+    boxes = [c.box for c in coordinates]
+    levels = [
+        torch.log2(length / (STEP * c.sigma)).ceil().long() for c, (_, length) in zip(coordinates, boxes, strict=True)
+    ]
+    largest = LARGEST_GRID[len(coordinates)]
+    finest = [int(level.max()) for level in levels]
+    if max(finest) <= largest:
+        spectrum = _spectrum(coordinates, boxes, levels, finest)
+    while max(finest) <= largest:
+        shape = [1 << m for m in finest]
+        p = torch.fft.irfftn(_padded(spectrum, shape), shape, norm="forward").clamp_min_(0)
+        cell = math.prod(length / points for (_, length), points in zip(boxes, shape, strict=True))
+        fine = functional(p, cell)
+        coarse = functional(p[tuple(slice(None, None, 2) for _ in shape)], cell * 2 ** len(shape))
+        if abs(fine - coarse) <= AGREEMENT:
             return fine
-        points = [2 * n - 1 for n in points]
-    raise NotResolvedError(f"the posteriors are too narrow for {MAX_POINTS[len(points)]} points an axis")
+        finest = [m + 1 for m in finest]
+    raise NotResolvedError(f"the posteriors are too narrow for {1 << largest} points an axis")
 
 
-def _ends(c: Coordinate) -> tuple[float, float]:
-    reach = REACH * torch.exp(0.5 * c.logvar)
-    return float((c.mu - reach).min()), float((c.mu + reach).max())
+def _spectrum(
+    coordinates: Sequence[Coordinate],
+    boxes: Sequence[tuple[float, float]],
+    levels: Sequence[Tensor],
+    finest: Sequence[int],
+) -> Tensor:
+    """Fourier coefficients of the mean density of the components, of all that 2^finest points can have."""
+    total = torch.zeros(_half_shape([1 << m for m in finest]), dtype=torch.complex128)
+    code = sum(level << 8 * i for i, level in enumerate(levels))
+    assert isinstance(code, Tensor)
+    for group in code.unique().tolist():
+        members = (code == group).nonzero()[:, 0]
+        axes = [Axis(start, length, 1 << (group >> 8 * i & 0xFF)) for i, (start, length) in enumerate(boxes)]
+        density = torch.zeros([axis.points for axis in axes], dtype=torch.float64)
+        for chunk in _neighbours([c.mu[members] for c in coordinates], axes):
+            factors, windows = zip(
+                *(_factor(c, members[chunk], axis) for c, axis in zip(coordinates, axes, strict=True)), strict=True
+            )
+            density[windows] += factors[0].sum(0) if len(factors) == 1 else factors[0].T @ factors[1]
+        _add_padded(torch.fft.rfftn(density / len(levels[0]), norm="forward"), total)
+    return total
 
 
-def _first_points(c: Coordinate, start: float, end: float) -> int:
-    """An odd number of points, one for each median standard deviation: right for neither, near to most channels."""
-    width = math.exp(0.5 * float(c.logvar.median()))
-    return 2 * math.ceil(max(16.0, min((end - start) / width / 2, 1 << 9))) + 1
+def _neighbours(mu: Sequence[Tensor], axes: Sequence[Axis]) -> Iterator[Tensor]:
+    """Indices of components in chunks that lie close together: tile by tile, up one column and down the next."""
+    tiles = [((m - axis.start) / (TILE * axis.step)).long() for m, axis in zip(mu, axes, strict=True)]
+    code = tiles[0]
+    if len(tiles) == 2:
+        width = int(tiles[1].max()) + 1
+        code = code * width + torch.where(tiles[0] % 2 == 1, width - 1 - tiles[1], tiles[1])
+    yield from code.argsort(stable=True).split(CHUNK)
 
 
-def _by_place_and_width(coordinates: list[Coordinate]) -> Tensor:
-    """An order of the components in which neighbours need the same small part of the grid."""
-    chunks = max(1, len(coordinates[0].mu) // CHUNK)
-    order = coordinates[-1].mu.argsort()
-    if len(coordinates) == 2:
-        tiles = max(1, math.isqrt(chunks))
-        tile = (coordinates[0].mu.argsort().argsort() * tiles) // len(order)
-        order = order[tile[order].argsort(stable=True)]
-    octave = sum((c.logvar / math.log(4)).round() for c in coordinates)
-    assert isinstance(octave, Tensor)
-    return order[octave[order].argsort(stable=True)]
+def _factor(c: Coordinate, chosen: Tensor, axis: Axis) -> tuple[Tensor, slice]:
+    """Densities of some components, `[len(chosen), window]`, on the window of the axis that they reach."""
+    mu, sigma = c.mu[chosen], c.sigma[chosen]
+    first = math.floor((float((mu - REACH * sigma).min()) - axis.start) / axis.step)
+    last = math.ceil((float((mu + REACH * sigma).max()) - axis.start) / axis.step) + 1
+    points = axis.start + axis.step * torch.arange(first, last, dtype=torch.float64)
+    centre = points.mean()  # keeps the cancellation between the terms of the square far below anything that matters
+    points, mu, weight = points - centre, mu - centre, -0.5 / sigma.square()
+    constant = weight * mu.square() - torch.log(sigma * math.sqrt(2 * math.pi))
+    quadratic = torch.stack([weight, -2 * weight * mu, constant], 1)
+    exponent = quadratic @ torch.stack([points.square(), points, torch.ones_like(points)])
+    return exponent.exp_(), slice(first, last)
 
 
-def _density(coordinates: list[Coordinate], grids: list[Grid]) -> Tensor:
-    """Mean density of the components on the grid, float64 `[points]` or `[points, points]`."""
-    total = torch.zeros([g.points for g in grids], dtype=torch.float64, device=coordinates[0].mu.device)
-    components = len(coordinates[0].mu)
-    for start in range(0, components, CHUNK):
-        rows = slice(start, start + CHUNK)
-        factors, windows = zip(
-            *(_factor(Coordinate(c.mu[rows], c.logvar[rows]), g) for c, g in zip(coordinates, grids, strict=True)),
-            strict=True,
-        )
-        total[windows] += factors[0].sum(0) if len(factors) == 1 else _product(*factors)
-    return total / components
+def _half_shape(shape: Sequence[int]) -> list[int]:
+    """Shape of the Fourier transform of a real array."""
+    return [*shape[:-1], shape[-1] // 2 + 1]
 
 
-def _factor(c: Coordinate, grid: Grid) -> tuple[Tensor, slice]:
-    """Density of each component on the points within its chunk's reach, float32 `[CHUNK, window]`."""
-    low, high = _ends(c)
-    first = max(0, math.floor((low - grid.start) / grid.step))
-    last = min(grid.points, math.ceil((high - grid.start) / grid.step) + 1)
-    at = grid.start + grid.step * torch.arange(first, last, dtype=torch.float64, device=c.mu.device)
-    scale = torch.exp(-0.5 * c.logvar)[:, None]
-    distance = (at.float() - c.mu[:, None]).mul_(scale)
-    density = distance.square_().mul_(-0.5).exp_().mul_(scale * (1 / math.sqrt(2 * math.pi)))
-    return density, slice(first, last)
+def _add_padded(spectrum: Tensor, total: Tensor) -> None:
+    """Add a spectrum to one of at least as many frequencies; negative ones stand at the end of the first of two axes."""
+    if spectrum.ndim == 1:
+        total[: len(spectrum)] += spectrum
+        return
+    half, columns = len(spectrum) // 2, spectrum.shape[1]
+    total[:half, :columns] += spectrum[:half]
+    total[len(total) - half :, :columns] += spectrum[half:]
 
 
-def _product(phi: Tensor, psi: Tensor) -> Tensor:
-    """Φᵀ Ψ in float64; its float32 factors are never rounded further, whatever torch's matmul precision is set to."""
-    if phi.device.type == "cpu":
-        return torch.from_numpy(phi.numpy().T @ psi.numpy()).double()
-    return phi.double().T @ psi.double()
+def _padded(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
+    padded = torch.zeros(_half_shape(shape), dtype=spectrum.dtype)
+    _add_padded(spectrum, padded)
+    return padded

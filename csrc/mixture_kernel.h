@@ -1,0 +1,130 @@
+// The inner loops, written once in GCC/Clang vector types and compiled once for each instruction set.
+//
+// A translation unit defines IBVIT_LANES (floats a register) and IBVIT_KERNEL (the name of its Kernel) and includes
+// this file. Everything here has internal linkage, and nothing of the standard library is instantiated: an inline
+// function compiled for AVX-512 must never be the copy that the linker keeps for everybody.
+#ifndef IBVIT_MIXTURE_KERNEL_H
+#define IBVIT_MIXTURE_KERNEL_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "mixture_tile.h"
+
+namespace {
+
+constexpr int kLanes = IBVIT_LANES;
+constexpr int kVectors = 4;  // of samples in a tile
+constexpr int kTile = kLanes * kVectors;
+constexpr int kRows = 2;     // components at once: 8 accumulators, 4 broadcast parameters, one u, one scratch: 14 registers
+static_assert(kComponentsAtOnce % kRows == 0, "packed channels are padded to whole sub-tiles");
+
+typedef float Floats __attribute__((vector_size(4 * IBVIT_LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * IBVIT_LANES)));
+
+inline Floats load(const float* from) {
+  Floats value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+inline void store(float* to, Floats value) { memcpy(to, &value, sizeof(value)); }
+
+inline Floats splat(float value) { return value - Floats{}; }
+
+// 2^y for y clamped to [kLowest, kHighest], with a relative error below 2.5e-7 (2^0 is exactly 1): 0.92e-7 of the
+// minimax polynomial of degree 5 on [-1/2, 1/2], the rest rounding. Adding 1.5 * 2^23 rounds y to an integer and leaves
+// that integer in the low bits, from where it is shifted into the exponent.
+inline Floats exp2_clamped(Floats y) {
+  const Floats lowest = splat(kLowest), highest = splat(kHighest), magic = splat(12582912.0f);
+  y = y > lowest ? y : lowest;
+  y = y < highest ? y : highest;
+  const Floats shifted = y + magic;
+  const Floats f = y - (shifted - magic);
+  Floats p = splat(0x1.5bba14p-10f);
+  p = p * f + 0x1.3cea88p-7f;
+  p = p * f + 0x1.c6b752p-5f;
+  p = p * f + 0x1.ebf9bcp-3f;
+  p = p * f + 0x1.62e42ap-1f;
+  p = p * f + 1.0f;
+  return (Floats)((Words)p + ((Words)shifted << 23));
+}
+
+// Adds up one channel's terms for a tile of samples and `rows` components; with Keep, also leaves them in `terms`.
+// Dims = 0 reads the number of dimensions from the column.
+template <int Dims, bool Keep>
+void sum_column(const TileColumn& column, const float* records, int rows, float* sums, float* terms) {
+  const int dims = Dims ? Dims : column.dims;
+  const int stride = 2 * dims + 1;
+  Floats total[kVectors];
+  for (int v = 0; v < kVectors; ++v) total[v] = load(sums + v * kLanes);
+  for (int row = 0; row < rows; row += kRows, records += kRows * stride) {
+    Floats y[kRows][kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      const Floats reference = load(column.reference + v * kLanes);
+      for (int r = 0; r < kRows; ++r) y[r][v] = records[r * stride + 2 * dims] - reference;
+    }
+    for (int j = 0; j < dims; ++j) {
+      for (int v = 0; v < kVectors; ++v) {
+        const Floats u = load(column.u + j * kTile + v * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+          const Floats t = (u - records[r * stride + 2 * j]) * records[r * stride + 2 * j + 1];
+          y[r][v] -= t * t;
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        const Floats term = exp2_clamped(y[r][v]);
+        total[v] += term;
+        if (Keep) store(terms + (row + r) * kTile + v * kLanes, term);
+      }
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes, total[v]);
+}
+
+void sum_pair(const float* first, const float* second, int rows, float* sums) {
+  Floats total[kVectors];
+  for (int v = 0; v < kVectors; ++v) total[v] = load(sums + v * kLanes);
+  for (int i = 0; i < rows * kTile; i += kTile) {
+    for (int v = 0; v < kVectors; ++v) total[v] += load(first + i + v * kLanes) * load(second + i + v * kLanes);
+  }
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes, total[v]);
+}
+
+template <bool Keep>
+void sum_any(const TileColumn& column, const float* records, int rows, float* sums, float* terms) {
+  switch (column.dims) {
+    case 1: return sum_column<1, Keep>(column, records, rows, sums, terms);
+    case 2: return sum_column<2, Keep>(column, records, rows, sums, terms);
+    case 3: return sum_column<3, Keep>(column, records, rows, sums, terms);
+    case 4: return sum_column<4, Keep>(column, records, rows, sums, terms);
+    default: return sum_column<0, Keep>(column, records, rows, sums, terms);
+  }
+}
+
+void sum_tile(const TileJob& job, int64_t first, int64_t count, const TileColumn* columns, float* scratch, double* sums) {
+  float* partial = scratch;                                 // [columns + pairs][kTile]
+  float* terms = partial + (job.columns + job.pairs) * kTile;  // [columns][kComponentsAtOnce][kTile], with pairs only
+  memset(partial, 0, sizeof(float) * (job.columns + job.pairs) * kTile);
+  for (int64_t done = 0; done < count; done += kComponentsAtOnce) {
+    for (int c = 0; c < job.columns; ++c) {
+      const float* records = columns[c].packed + (first + done) * (2 * columns[c].dims + 1);
+      float* kept = terms + (int64_t)c * kComponentsAtOnce * kTile;
+      (job.pairs ? sum_any<true> : sum_any<false>)(columns[c], records, kComponentsAtOnce, partial + c * kTile, kept);
+    }
+    for (int p = 0; p < job.pairs; ++p) {
+      const float* a = terms + (int64_t)job.pair[2 * p] * kComponentsAtOnce * kTile;
+      const float* b = terms + (int64_t)job.pair[2 * p + 1] * kComponentsAtOnce * kTile;
+      sum_pair(a, b, kComponentsAtOnce, partial + (job.columns + p) * kTile);
+    }
+  }
+  for (int i = 0; i < (job.columns + job.pairs) * kTile; ++i) sums[i] += partial[i];
+}
+
+}  // namespace
+
+const Kernel IBVIT_KERNEL = {kTile, sum_tile};
+
+#endif

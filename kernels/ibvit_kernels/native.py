@@ -1,0 +1,215 @@
+"""Loader of the CPU library (csrc/): sums of Gaussian densities over many components, for many samples."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ibvit_kernels
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+_FLOATS, _DOUBLES, _INTS = (ctypes.POINTER(c) for c in (ctypes.c_float, ctypes.c_double, ctypes.c_int32))
+
+
+def why_absent() -> str | None:
+    """Why the library cannot be used, in one line; None if it can."""
+    return None if isinstance(found := _find(), ctypes.CDLL) else found
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets of the library that this machine can run, the fastest first.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    library = _library()
+    names: list[str] = []
+    while name := library.ibvit_mixture_instruction_set(len(names)):
+        names.append(name.decode())
+    return names
+
+
+class Mixture:
+    """Channels over the same components, in the layout of the library.
+
+    Args:
+        mu, logvar: for each channel `[M, d]` float32, d ≥ 1; they are copied.
+
+    Raises:
+        ValueError: shapes or types differ from that.
+        RuntimeError: there is no library.
+    """
+
+    def __init__(self, mu: Sequence[Float32], logvar: Sequence[Float32]) -> None:
+        self._library = _library()
+        self._packed: list[Float32] = []
+        self._offset: list[float] = []
+        self._dims: list[int] = []
+        self._components = len(mu[0])
+        for k, (means, widths) in enumerate(zip(mu, logvar, strict=True)):
+            means = _checked(means, f"mu[{k}]", np.float32, (self._components, None))
+            widths = _checked(widths, f"logvar[{k}]", np.float32, means.shape)
+            dims, offset = means.shape[1], ctypes.c_double()
+            packed = np.empty(self._library.ibvit_mixture_packed_size(self._components, dims), np.float32)
+            status = self._library.ibvit_mixture_pack(
+                self._components,
+                dims,
+                means.ctypes.data_as(_FLOATS),
+                widths.ctypes.data_as(_FLOATS),
+                packed.ctypes.data_as(_FLOATS),
+                ctypes.byref(offset),
+                os.cpu_count() or 1,
+            )
+            _check_status(status)
+            self._packed.append(packed)
+            self._offset.append(offset.value)
+            self._dims.append(dims)
+
+    def log_sums(
+        self,
+        u: Sequence[Float32],
+        channel: Sequence[int],
+        reference: Sequence[Float64],
+        pairs: NDArray[np.int64],
+        *,
+        threads: int | None = None,
+        instruction_set: str | None = None,
+    ) -> tuple[Float64, Float64]:
+        """Logarithms of sums over components i::
+
+            l_c(s, i)    = log N(u_c[s]; mu[i], exp(logvar[i])) − reference_c[s]
+            single[c, s] = log Σ_i exp(l_c(s, i))
+            pair[p, s]   = log Σ_i exp(l_a(s, i) + l_b(s, i)),  p = (a, b)
+
+        Args:
+            u: for each column `[S, d]` float32, finite: points of channel `channel[c]`.
+            channel: the channel of each column.
+            reference: for each column `[S]` float64, in nats; ideally the log-density of u's own component, any finite
+                numbers are right.
+            pairs: `[P, 2]` columns.
+            threads: None: one for each core.
+            instruction_set: one of `instruction_sets()`; None: the first.
+
+        Returns:
+            single `[columns, S]` and pair `[P, S]`, float64, nats. Terms are float32, in the direct-difference form;
+            float64 from the second level of addition on.
+
+        Raises:
+            ValueError: shapes or types differ from that; no such instruction set.
+            MemoryError: no room for the workspace, some 100 KiB a thread and column.
+        """
+        columns, samples = len(u), len(u[0])
+        dims = [self._dims[k] for k in channel]
+        u = [_checked(x, f"u[{c}]", np.float32, (samples, dims[c])) for c, x in enumerate(u)]
+        reference = [_checked(r, f"reference[{c}]", np.float64, (samples,)) for c, r in enumerate(reference)]
+        pair = np.ascontiguousarray(pairs, np.int32)
+        if pair.shape != (len(pair), 2) or (pair.size and not 0 <= pair.min() <= pair.max() < columns):
+            raise ValueError(f"pairs: expected [P, 2] indices below {columns}, got {np.asarray(pairs).tolist()}")
+        names = instruction_sets()
+        if instruction_set is not None and instruction_set not in names:
+            raise ValueError(f"instruction_set: expected one of {', '.join(names)}, got {instruction_set!r}")
+        single, both = np.empty((columns, samples)), np.empty((len(pair), samples))
+        status = self._library.ibvit_mixture_log_sums(
+            self._components,
+            samples,
+            columns,
+            np.asarray(dims, np.int32).ctypes.data_as(_INTS),
+            _pointers([self._packed[k] for k in channel], _FLOATS),
+            np.asarray([self._offset[k] for k in channel]).ctypes.data_as(_DOUBLES),
+            _pointers(u, _FLOATS),
+            _pointers(reference, _DOUBLES),
+            len(pair),
+            pair.ctypes.data_as(_INTS),
+            single.ctypes.data_as(_DOUBLES),
+            both.ctypes.data_as(_DOUBLES),
+            threads or os.cpu_count() or 1,
+            names.index(instruction_set) if instruction_set else 0,
+        )
+        _check_status(status)
+        return single, both
+
+
+def log_sums(
+    u: Sequence[Float32],
+    mu: Sequence[Float32],
+    logvar: Sequence[Float32],
+    reference: Sequence[Float64],
+    pairs: NDArray[np.int64],
+) -> tuple[Float64, Float64]:
+    """`Mixture.log_sums` for columns that each bring their own channel; for a single call.
+
+    Example:
+        >>> mu = np.array([[-20.0], [20.0]], np.float32)
+        >>> single, _ = log_sums([mu], [mu], [0 * mu], [np.full(2, -0.5 * np.log(2 * np.pi))], np.empty((0, 2), int))
+        >>> single.round(6).tolist()  # each point sees its own component only: log 1
+        [[0.0, 0.0]]
+    """
+    return Mixture(mu, logvar).log_sums(u, range(len(u)), reference, pairs)
+
+
+def _checked(array: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> Any:
+    """The array in C order, if it is what was expected."""
+    fits = array.ndim == len(shape) and all(e is None or e == n for e, n in zip(shape, array.shape, strict=True))
+    if array.dtype != dtype or not fits or 0 in array.shape[1:]:
+        raise ValueError(f"{name}: expected {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}")
+    return np.ascontiguousarray(array)
+
+
+def _pointers(arrays: Sequence[NDArray[Any]], pointer: Any) -> Any:
+    return (pointer * len(arrays))(*(a.ctypes.data_as(pointer) for a in arrays))
+
+
+def _check_status(status: int) -> None:
+    if status == 1:
+        raise MemoryError("mixture sums: no room for the workspace")
+    if status:
+        raise RuntimeError(f"mixture sums: the library returned {status}")
+
+
+def _candidates() -> Iterator[Path]:
+    """Where the library may lie: in the package, and in the installed package beside a source checkout."""
+    for folder in (*ibvit_kernels.__path__, f"{sysconfig.get_path('platlib')}/ibvit_kernels"):
+        yield Path(folder) / "ibvit_mixture.so"
+
+
+@cache
+def _find() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    reason = "it was not built: `pip install .` builds it where there is a C++ compiler (GCC or Clang)"
+    for path in _candidates():
+        if path.exists():
+            try:
+                return _declared(ctypes.CDLL(str(path)))
+            except OSError as error:
+                reason = str(error)
+    return reason
+
+
+def _library() -> ctypes.CDLL:
+    found = _find()
+    if not isinstance(found, ctypes.CDLL):
+        raise RuntimeError(f"the CPU library of ibvit_kernels is not available: {found}")
+    return found
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Types of the functions in csrc/mixture.h."""
+    i32, i64, pointers = ctypes.c_int32, ctypes.c_int64, ctypes.POINTER
+    library.ibvit_mixture_instruction_set.argtypes = [i32]
+    library.ibvit_mixture_instruction_set.restype = ctypes.c_char_p
+    library.ibvit_mixture_packed_size.argtypes = [i64, i32]
+    library.ibvit_mixture_packed_size.restype = i64
+    library.ibvit_mixture_pack.argtypes = [i64, i32, _FLOATS, _FLOATS, _FLOATS, _DOUBLES, i32]
+    library.ibvit_mixture_log_sums.argtypes = [
+        *(i64, i64, i32, _INTS, pointers(_FLOATS), _DOUBLES, pointers(_FLOATS), pointers(_DOUBLES)),
+        *(i32, _INTS, _DOUBLES, _DOUBLES, i32, i32),
+    ]
+    return library
