@@ -7,11 +7,11 @@ images. What is left between the two, measured by ``tests/data/test_dali_graph.p
     decoding            libjpeg-turbo in both on the CPU: equal. nvJPEG rounds differently in places
     resizing            PIL rounds to 8 bits between its two passes and uses fixed-point weights; DALI does
                         neither: mean difference below 1 level
-    shears, rotation    PIL walks source positions in 16.16 fixed point: single pixels on the edge of two
+    Rotate              PIL walks source positions in 16.16 fixed point: single pixels on the edge of two
                         sources differ
-    Equalize            PIL divides by a truncated step, DALI by the exact one: at most 2 levels, in the lights
-    Posterize, Solarize, Translate, Brightness, Color, Contrast, Sharpness, AutoContrast
-                        at most 1 level where the last bit of a product decides
+    Equalize            DALI rounds its levels to 8 bits before they are stretched: at most 1 level
+    Color, AutoContrast at most 1 level where the last bit of a product decides
+    all others          none
     ==================  ======================================================================================
 """
 
@@ -85,6 +85,22 @@ def _autocontrast(images: Any) -> Any:
     return _truncated((fn.cast(images, dtype=DALIDataType.FLOAT) - low * (1.0 - constant)) * scale + 1e-3)
 
 
+def _equalize(images: Any, side: int) -> Any:
+    """PIL's equalization: it counts the pixels below a level, in whole steps of 1/255 of those below the highest level.
+
+    DALI's counts them up to the level, which is the same thing on the negative, and divides exactly, hence ``stretch``.
+    """
+    white = Constant(np.uint8(255))
+    levels = fn.cast(fn.equalize(images ^ white) ^ white, dtype=DALIDataType.FLOAT)
+    highest = images == fn.reductions.max(images, axes=[0, 1], keep_dims=True)
+    below = side * side - fn.reductions.sum(fn.cast(highest, dtype=DALIDataType.FLOAT), axes=[0, 1], keep_dims=True)
+    step = dmath.floor(below / 255.0)
+    too_few = fn.cast(step == 0.0, dtype=DALIDataType.FLOAT)  # pixels to equalize: the channel stays
+    stretch = (below / 255.0) / (step + too_few)
+    kept = fn.cast(images, dtype=DALIDataType.FLOAT)
+    return _truncated((1.0 - too_few) * (levels * stretch + 0.5) + too_few * kept)
+
+
 def operate(images: Any, op: Any, magnitude: Any, matrix: Any, recipe: Recipe) -> Any:
     """One RandAugment operation a sample, uint8 HWC; ``op`` is an index into OPERATIONS.
 
@@ -110,7 +126,7 @@ def operate(images: Any, op: Any, magnitude: Any, matrix: Any, recipe: Recipe) -
     elif op == _OP["AutoContrast"]:
         images = _autocontrast(images)
     elif op == _OP["Equalize"]:
-        images = fn.equalize(images ^ white) ^ white  # of the negative: PIL counts the values below, OpenCV up to
+        images = _equalize(images, recipe.image_size)
     return images
 
 

@@ -1,6 +1,6 @@
 """One image file at a time: its pixels in RGB, or the reason why there are none.
 
-PIL is the judge of every file. The only files that a faster decoder may see are those that any decoder reads alike:
+PIL is the judge of every file. The only files that another decoder may see are those that any decoder reads alike:
 complete 8-bit JPEGs of one or three components (:func:`plain_jpeg_size`).
 """
 
@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 
 logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
@@ -115,13 +113,7 @@ def _bad(error: Exception) -> BadImageError:
 
 
 def pixels(data: bytes) -> Pixels:
-    """As :func:`decode`, as an array; plain JPEGs by torchvision's decoder, which gives what PIL gives, sooner."""
-    if plain_jpeg_size(data):
-        try:
-            image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-            return image.permute(1, 2, 0).numpy()
-        except RuntimeError:
-            pass  # PIL says what is wrong with it
+    """As :func:`decode`, as an array."""
     return np.array(decode(data))
 
 
