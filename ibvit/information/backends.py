@@ -140,7 +140,7 @@ class TritonMixture:
     def __init__(self, channels: Sequence[Channel]) -> None:
         from ibvit_kernels import mixture
 
-        self._function = mixture.log_sums
+        self._sums = mixture.Mixture([c.mu for c in channels], [c.logvar for c in channels])
         self._channels = channels
 
     def samples_per_call(self, channel: Sequence[int]) -> int:
@@ -149,10 +149,8 @@ class TritonMixture:
     def log_sums(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        columns = [self._channels[c] for c in channel]
-        mu, logvar = [c.mu for c in columns], [c.logvar for c in columns]
-        single, pair = self._function(list(u), mu, logvar, list(reference), pairs)
-        return single.double(), pair.double()
+        single, pair = self._sums.log_sums(u, channel, reference, pairs)
+        return single, pair
 
 
 class TorchMixture:

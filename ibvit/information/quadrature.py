@@ -4,7 +4,7 @@ The coordinates are the two dimensions of one channel, one dimension each of two
 components are axis-aligned, so on a grid the density of two coordinates is a matrix product, p = Φᵀ Ψ / M with
 Φ[i, g] = N(g; μ_i, σ_i²).
 
-*Density.* A component of width σ is band-limited: sampled at steps of 0.4 σ it loses exp(−½ (π / 0.4)²) = 4e-14 of
+*Density.* A component of width σ is band-limited: sampled at steps of 0.48 σ it loses exp(−½ (π / 0.48)²) = 5e-10 of
 itself. So each goes on the coarsest of the grids with 2^m points that has such steps, together with its neighbours and
 only as far as it reaches, and the grids are brought together by padding their Fourier transforms.
 
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from ibvit.information.channel import Channel
 
-AGREEMENT = 1e-5  # nats, between a grid and its every second point
+AGREEMENT = 1e-6  # nats, between a grid and its every second point
 RESOLUTION = 1e-6  # nats, the error that then remains
-STEP = 0.4  # standard deviations, the largest step that represents a component
-REACH = 7.0  # standard deviations; beyond are 3e-12 of a component
+STEP = 0.48  # standard deviations, the largest step that represents a component
+REACH = 6.2  # standard deviations; beyond are 6e-10 of a component
 LARGEST_GRID = {1: 20, 2: 12}  # log2 of the points of an axis, by the number of coordinates: under 1 GiB in all
 TILE = 16  # points; components whose means share a tile are neighbours
 CHUNK = 2048  # components a matrix product
@@ -180,7 +180,7 @@ def _half_shape(shape: Sequence[int]) -> list[int]:
 
 
 def _add_padded(spectrum: Tensor, total: Tensor) -> None:
-    """Add a spectrum to one of at least as many frequencies; negative ones stand at the end of the first of two axes."""
+    """Add a spectrum to one of as many frequencies or more; negative ones stand at the end of the first of two axes."""
     if spectrum.ndim == 1:
         total[: len(spectrum)] += spectrum
         return

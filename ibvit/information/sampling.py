@@ -8,7 +8,7 @@ variates bring is in them. Batches are also the unit of work of a rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from ibvit.information.channel import Channel, log_density
 from ibvit.information.controls import CONTROLS, GaussianControls
 from ibvit.information.progress import Progress
 
-BLOCK = 4096  # draws of one random stream
+BLOCK_BYTES = 1 << 26  # of the draws that are in memory together
+UNITS = 16  # at least, that batches are handed out in: the ranks that can share small work
 Column = tuple[int, int]  # channel, replicate
 Member = tuple[int] | tuple[int, int]  # one column: log p(u|x)/p(u); two: log p(u,v)/(p(u) p(v))
 
@@ -38,16 +39,14 @@ class Plan:
 
     @classmethod
     def shared(cls, channels: int, couples: Sequence[tuple[int, int]]) -> Plan:
-        """Terms I(U;U′) of every channel, then I(U;V) of every couple, from two draws u, u′ of each channel a sample.
+        """Terms I(U;U′) of every channel, then I(U;V) of every couple, from two draws u, u′ of each channel for an x.
 
-        (u, v), (u′, v′), (u, v′) and (u′, v) are all draws of the joint channel.
+        (u, v) and (u′, v′) are both draws of the joint channel.
         """
         columns = [(k, replicate) for k in range(channels) for replicate in (0, 1)]
         own: list[tuple[Member, ...]] = [((2 * k, 2 * k + 1),) for k in range(channels)]
-        crossed: list[tuple[Member, ...]] = [
-            tuple((2 * a + i, 2 * b + j) for i, j in ((0, 0), (1, 1), (0, 1), (1, 0))) for a, b in couples
-        ]
-        return cls(columns, own + crossed)
+        joint: list[tuple[Member, ...]] = [((2 * a, 2 * b), (2 * a + 1, 2 * b + 1)) for a, b in couples]
+        return cls(columns, own + joint)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -88,8 +87,8 @@ class Sampler:
         stratified: x runs through the inputs in the order of their divergence, one from each of `size` equal strata of
             a batch; otherwise x is uniform.
         control: record control variates beside the terms.
-        seed: of all randomness; channel, replicate, batch and block each have streams of their own, so that results
-            depend neither on the number of ranks nor on how the work is cut.
+        seed: of all randomness; every unit of work and column has a stream of its own, so that results do not depend on
+            the number of ranks.
     """
 
     def __init__(
@@ -119,33 +118,43 @@ class Sampler:
         batches.size = size
         sums = torch.zeros(count, *batches.sums.shape[1:], dtype=torch.float64, device=self._device)
         cross = torch.zeros_like(batches.cross)
-        with Progress(len(range(rank, count, world)) * size, name, show=rank == 0) as progress:
-            for b in range(rank, count, world):
-                for start in range(0, size, BLOCK):
-                    strata = range(start, min(start + BLOCK, size))
-                    rows = self._observe(strata, size, (stage, first + b, start // BLOCK), progress.advance)
-                    sums[b] += rows.sum(-1)
-                    cross += torch.einsum("tcs,tes->tce", rows, rows)
+        units = list(self._units(count, size))[rank::world]
+        with Progress(sum(len(b) * len(s) for b, s in units), name, show=rank == 0) as progress:
+            for group, strata in units:
+                rows = self._observe(len(group), strata, size, (stage, first + group[0], strata[0]), progress.advance)
+                sums[group.start : group.stop] += rows.sum(-1).movedim(-1, 0)
+                cross += torch.einsum("tcgs,tegs->tce", rows, rows)
         if world > 1:
             _all_reduce(sums, cross)
         batches.sums = torch.cat([batches.sums, sums])
         batches.cross += cross
 
-    def _observe(self, strata: range, size: int, stream: tuple[int, ...], advance: Callable[[int], None]) -> Tensor:
-        """Terms and controls of draws: `[terms, 1 + controls, len(strata)]`."""
-        x = self._inputs(strata, size, stream)
+    def _units(self, count: int, size: int) -> Iterator[tuple[range, range]]:
+        """What is drawn at once: some whole batches, or a part of one; never dependent on the number of ranks."""
+        width = sum(self._channels[k].dims for k, _ in self._plan.columns)
+        block = max(256, BLOCK_BYTES // (32 * width))
+        group = max(1, min(block // size, count // UNITS))
+        for batch in range(0, count, group):
+            for start in range(0, size, block):
+                yield range(batch, min(batch + group, count)), range(start, min(start + block, size))
+
+    def _observe(
+        self, batches: int, strata: range, size: int, stream: tuple[int, ...], advance: Callable[[int], None]
+    ) -> Tensor:
+        """Terms and controls of draws in some strata of some batches: `[terms, 1 + controls, batches, strata]`."""
+        x = self._inputs(batches, strata, size, stream)
         draws = [self._draw(x, column, stream) for column in self._plan.columns]
         single, pair = self._log_sums(draws, advance)
         observed = [torch.stack([self._member(m, draws, single, pair) for m in t]).mean(0) for t in self._plan.terms]
-        return torch.stack(observed)
+        return torch.stack(observed).unflatten(-1, (batches, len(strata)))
 
-    def _inputs(self, strata: range, size: int, stream: tuple[int, ...]) -> Tensor:
-        """Indices x `[len(strata)]`."""
-        generator = self._generator(*stream, 0)
-        uniform = torch.rand(len(strata), generator=generator, dtype=torch.float64, device=self._device)
+    def _inputs(self, batches: int, strata: range, size: int, stream: tuple[int, ...]) -> Tensor:
+        """Indices x `[batches · strata]`."""
+        shape, generator = (batches, len(strata)), self._generator(*stream, 0)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=self._device)
         if self._order is None:
-            return (uniform * self._components).long()
-        place = torch.arange(strata.start, strata.stop, device=self._device) + uniform
+            return (uniform * self._components).long().flatten()
+        place = (torch.arange(strata.start, strata.stop, device=self._device) + uniform).flatten()
         return self._order[(place * (self._components / size)).long().clamp_max(self._components - 1)]
 
     def _draw(self, x: Tensor, column: Column, stream: tuple[int, ...]) -> _Draw:
