@@ -24,11 +24,9 @@ from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
+from ibvit.training.evaluation import EVALUATION_STEP
 
 log = logging.getLogger(__name__)
-
-EVALUATION_STEP = 1 << 31
-"""Noise steps from here on belong to evaluation, as in `ibvit.training.evaluation`."""
 
 
 @dataclass(frozen=True)

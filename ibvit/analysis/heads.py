@@ -28,10 +28,11 @@ class Heads(Result):
     """Firing of every head of one run over all validation patches."""
 
     run: RunIdentity
+    threshold: float  # nats, above which a head is active
     nats: np.ndarray  # [steps], nats, the thresholds of `survival`
     survival: np.ndarray  # [blocks, heads, steps], share of patches
     mean_kl: np.ndarray  # [blocks, heads], nats per patch
-    active: np.ndarray  # [blocks, heads], bool
+    active: np.ndarray  # [blocks, heads], bool: above `threshold` on at least one patch
     active_latents: np.ndarray  # [blocks, heads], latent dimensions in use; 0 where the head is not active
 
     def columns(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def heads(records: Records) -> Heads:
         latents[records.place(name)] = kl_accounting.active_latents(as_tensor(mu), as_tensor(logvar)).sum()
     return Heads(
         run=records.identity,
+        threshold=kl_accounting.ACTIVE_NATS,
         nats=nats,
         survival=np.array(
             [[survival(kl[:, block, head], nats) for head in range(per_block)] for block in range(blocks)]

@@ -4,51 +4,54 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ibvit.analysis.heads import Heads
 from ibvit.figures import style
-from ibvit.models.kl import ACTIVE_NATS
 
 
 def draw(results: Sequence[Heads]) -> Figure:
-    """A row a run: P(KL ≥ x) with a line a head, and the grid of active heads with block 0 at the bottom."""
+    """A row a run: P(KL ≥ x) with a line a head, and the grid of active heads with block 0 at the bottom.
+
+    Lines and cells of one block have one colour.
+    """
     figure = style.new_figure(style.COLUMN, 0.5 + 1.0 * len(results))
     grid = figure.subplots(len(results), 2, width_ratios=[3.2, 1], squeeze=False)
     highest = max(result.nats[-1] for result in results)
     for (curves, cells), result in zip(grid, results, strict=True):
-        blocks, per_block = result.active.shape
-        shades = mpl.colormaps["cividis"](np.linspace(0, 0.95, blocks))
-        for block in range(blocks):
-            for head in range(per_block):
-                if result.active[block, head]:
-                    survival = np.where(result.survival[block, head] > 0, result.survival[block, head], np.nan)
-                    curves.plot(result.nats, survival, color=shades[block], lw=1)
-        curves.axvline(ACTIVE_NATS, color="0.6", lw=0.6, ls=":")
-        curves.set_xscale("log")
-        curves.set_yscale("log")
+        shades = mpl.colormaps["cividis"](np.linspace(0, 0.9, len(result.active)))  # [blocks, 4]
+        _draw_survival(curves, result, shades)
+        _draw_active(cells, result, shades)
         curves.set_xlim(results[0].nats[0], highest * 1.3)
-        curves.set_ylim(top=1.4)
-        curves.set_ylabel("P(KL ≥ x)")
-        curves.set_title(f"{result.run['label']}: {int(result.active.sum())} of {result.active.size} heads", loc="left")
-        cells.imshow(
-            result.active,
-            cmap=ListedColormap(["0.9", style.color(result.run)]),
-            vmin=0,
-            vmax=1,
-            origin="lower",
-            aspect="equal",
-        )
-        cells.set_xticks(np.arange(per_block + 1) - 0.5, minor=True)
-        cells.set_yticks(np.arange(blocks + 1) - 0.5, minor=True)
-        cells.grid(which="minor", color="white", lw=1)
-        cells.tick_params(which="minor", length=0)
-        cells.set_xticks(range(per_block))
-        cells.set_yticks([0, blocks - 1])
-        cells.set_ylabel("block")
-        for spine in cells.spines.values():
-            spine.set_visible(False)
     grid[-1, 0].set_xlabel("x (nats per patch)")
     grid[-1, 1].set_xlabel("head")
     return figure
+
+
+def _draw_survival(axes: Axes, result: Heads, shades: np.ndarray) -> None:
+    for block, head in zip(*np.nonzero(result.active), strict=True):
+        share = result.survival[block, head]
+        axes.plot(result.nats, np.where(share > 0, share, np.nan), color=shades[block], lw=1)
+    axes.axvline(result.threshold, color="0.6", lw=0.6, ls=":")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(top=1.4)
+    axes.set_ylabel("P(KL ≥ x)")
+    count = f"{int(result.active.sum())} of {result.active.size} heads active"
+    axes.set_title(f"{result.run['label']}: {count}", loc="left")
+
+
+def _draw_active(axes: Axes, result: Heads, shades: np.ndarray) -> None:
+    blocks, per_block = result.active.shape
+    idle = np.array([0.9, 0.9, 0.9, 1.0])
+    axes.imshow(np.where(result.active[:, :, None], shades[:, None], idle), origin="lower", aspect="equal")
+    axes.set_xticks(np.arange(per_block + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(blocks + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", lw=1)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xticks(range(per_block))
+    axes.set_yticks([0, blocks - 1])
+    axes.set_ylabel("block")
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -22,9 +22,8 @@ def draw(result: KLMaps) -> Figure:
         grid[0, column].set_title(run["label"])
         for row in range(rows):
             picture = grid[row, column].imshow(
-                result.maps[column - 1, row], cmap=style.NATS, vmin=0, vmax=result.highest[column - 1]
+                result.maps[column - 1, row], cmap=style.NATS, vmin=0, vmax=max(result.highest[column - 1], 1e-9)
             )
-        figure.colorbar(
-            picture, ax=grid[:, column], location="bottom", label="nats per patch", shrink=0.9, aspect=12, pad=0.02
-        )
+        bar = grid[-1, column].inset_axes([0.05, -0.2, 0.9, 0.07])
+        figure.colorbar(picture, cax=bar, orientation="horizontal", label="nats per patch")
     return figure

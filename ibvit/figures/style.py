@@ -12,8 +12,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ibvit.analysis.records import RunIdentity
 
@@ -90,6 +92,15 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
+def log_axis(axis: XAxis | YAxis) -> None:
+    """A log scale with plain numbers: powers of ten, and 2 and 5 times those where the range is short."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def mark_patch(axes: Axes, patch: Any, grid: tuple[int, int], extent: tuple[int, int], mark: str = MARK) -> None:
     """Outline the patch at position `patch` of `grid` on a picture of `extent` = (height, width) pixels."""
     row, column = divmod(int(patch), grid[1])
@@ -100,5 +111,7 @@ def mark_patch(axes: Axes, patch: Any, grid: tuple[int, int], extent: tuple[int,
 
 def save(figure: Figure, stem: str | Path) -> None:
     """Write `stem`.png and `stem`.pdf."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout stands: no need to find it again for each file
     for suffix in ("png", "pdf"):
         figure.savefig(f"{stem}.{suffix}")

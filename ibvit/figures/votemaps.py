@@ -25,10 +25,11 @@ def draw(votes: VoteMaps, maps: KLMaps) -> Figure:
         for column, run in enumerate(votes.runs):
             above, below = grid[2 * row : 2 * row + 2, column + 1]
             above.imshow(np.digitize(votes.ranks[column, row], [1.5, 5.5, 10.5]), cmap=style.VOTES, vmin=-0.5, vmax=3.5)
-            above.patch.set_visible(True)
+            for spine in above.spines.values():
+                spine.set(visible=True, color="0.7")
             if run["name"] in bottlenecked:
                 k = bottlenecked[run["name"]]
-                below.imshow(maps.maps[k, row], cmap=style.NATS, vmin=0, vmax=maps.highest[k])
+                below.imshow(maps.maps[k, row], cmap=style.NATS, vmin=0, vmax=max(maps.highest[k], 1e-9))
             if row == 0:
                 above.set_title(run["label"].replace(" attention", "\nattention"), fontsize=7)
     handles = [

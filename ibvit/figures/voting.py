@@ -38,8 +38,8 @@ def draw(result: Voting) -> Figure:
             label=run["label"],
             zorder=3,
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    style.log_axis(axes.xaxis)
+    style.log_axis(axes.yaxis)
     axes.set_xlabel("range of patch logits (max - min)")
     axes.set_ylabel("effective number of classes")
     figure.legend(loc="outside lower center", ncols=3, columnspacing=1.0, handletextpad=0.3)

@@ -8,7 +8,7 @@ import torch
 
 from ibvit import ops
 from ibvit.analysis import cache
-from ibvit.analysis.cache import EVALUATION_STEP, RecordOptions, write_records
+from ibvit.analysis.cache import RecordOptions, write_records
 from ibvit.analysis.images import open_data
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter
 from ibvit.models import load
@@ -21,7 +21,7 @@ def test_records_agree_with_the_model(digits_run: Path) -> None:
     model, data = load(digits_run), open_data(records.config)
     batch = next(iter(data.val.epoch(0)))
     with torch.no_grad():
-        logits, kl = model(batch.images, return_kl=True, key=ops.noise_key(0, EVALUATION_STEP))
+        logits, kl = model(batch.images, return_kl=True, key=ops.noise_key(0, evaluation.EVALUATION_STEP))
     rows = slice(0, len(batch.images))
     np.testing.assert_allclose(records.logits[0, rows], logits, atol=1e-4)
     np.testing.assert_allclose(records.kl[rows], kl, rtol=1e-4, atol=1e-4)
@@ -41,7 +41,6 @@ def test_latents_give_the_recorded_kl(digits_run: Path) -> None:
 
 
 def test_pass_k_is_repeat_k_of_evaluation(digits_run: Path) -> None:
-    assert EVALUATION_STEP == evaluation.EVALUATION_STEP
     records = write_records(digits_run, RecordOptions(attention=True, passes=2))
     accuracy = 100 * (records.logits.argmax(axis=2) == records.labels).mean()
     with Processes.from_environment("cpu") as processes:
