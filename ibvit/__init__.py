@@ -10,6 +10,7 @@ the model from independent patches to full attention (Murphy 2026, arXiv 2602.04
     (torch.Size([2, 100]), torch.Size([2, 12, 3, 196]))
 """
 
+from ibvit.information import Estimate, mutual_information, nmi, nmi_matrix
 from ibvit.models import (
     VisionTransformer,
     create_model,

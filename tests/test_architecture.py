@@ -92,14 +92,11 @@ def test_no_source_file_is_long():
     assert not long
 
 
+# None in sys.modules: the import fails, while torch's own questions whether a module exists get a plain no.
 BLOCKED = """
-import importlib.abc, sys
-names = {"nvidia.dali", "matplotlib", "tyro", "ibvit_kernels", "triton", "sklearn", "safetensors", "scipy"}
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if any(name == n or name.startswith(n + ".") for n in names):
-            raise ImportError("blocked " + name)
-sys.meta_path.insert(0, Block())
+import sys
+blocked = ["nvidia.dali", "matplotlib", "tyro", "ibvit_kernels", "triton", "sklearn", "safetensors", "scipy"]
+sys.modules.update(dict.fromkeys(blocked))
 import torch, timm, ibvit
 model = timm.create_model("ibvit_tiny_patch16_224", num_classes=10, depth=2)
 optimizer = torch.optim.SGD(model.parameters(), 0.01)
@@ -107,11 +104,11 @@ for _ in range(2):
     logits, kl = model(torch.randn(1, 3, 224, 224), return_kl=True)
     (logits.square().mean() + kl.mean()).backward()
     optimizer.step()
-print(torch.isfinite(kl).all().item(), len([n for n in names if n in sys.modules]))
+print(torch.isfinite(kl).all().item(), [name for name in blocked if sys.modules[name]])
 """
 
 
 def test_import_is_light_and_the_reference_trains_alone():
     """`import ibvit` needs torch, timm and numpy: two training steps with everything else blocked."""
     done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["True", "0"], done.stderr[-2000:]
+    assert done.stdout.split() == ["True", "[]"], done.stderr[-2000:]

@@ -59,11 +59,11 @@ def _in_memory(config: TrainConfig, rank: int, world_size: int) -> DataSet:
     assert config.batch_size is not None
     train: Callable[[int], tuple[Tensor, Tensor]]
     if config.data == "digits":
-        (images, labels), val = digits.load()
-        train_size, classes = len(labels), digits.CLASSES
+        fixed, val = digits.load()
+        train_size, classes = len(fixed[1]), digits.CLASSES
 
         def train(epoch: int) -> tuple[Tensor, Tensor]:
-            return digits.shifted(images, config.seed, epoch), labels
+            return fixed
 
     else:
         val = repetition.validation_images()
