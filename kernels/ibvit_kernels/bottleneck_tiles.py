@@ -53,6 +53,13 @@ class Shape(NamedTuple):
         return self.heads * self.biases_per_head + self.padded_columns
 
 
+def gradient_sizes(shape: Shape) -> list[int]:
+    """Elements of the gradients that the backward kernel makes: w1, b1, w2, b2, w3, b3, merged, output bias."""
+    heads, width, columns, hidden, latent = shape
+    per_head = (width * hidden, hidden, hidden * 2 * latent, 2 * latent, latent * hidden, hidden, hidden * columns)
+    return [*(heads * size for size in per_head), columns]
+
+
 @functools.cache
 def column_groups(columns: int) -> tuple[int, int, int]:
     """(groups, wide, narrow): C is covered by groups of wide + narrow columns, each zero or a power of two.
@@ -85,3 +92,27 @@ def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
     if arch == INTERPRETER:
         return Tile(16, 4, 1)
     return Tile(128, 8, 2)
+
+
+class Launch(NamedTuple):
+    """One launch of the backward kernel: its tile, and the gradients that it makes."""
+
+    tile: Tile
+    input: bool = False  # d_y, w1, b1
+    posterior: bool = False  # w2, b2
+    decoder: bool = False  # w3, b3
+    merged: bool = False  # the merged map and the output's bias
+
+
+def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, ...]:
+    """What the backward pass launches. As many gradients at once as fit into registers without a spill."""
+    tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(128, 8, 1)
+    groups = column_groups(shape.columns)[0]
+    if groups > 1:
+        return Launch(tile, input=True, decoder=True), Launch(tile, posterior=True), Launch(tile, merged=True)
+    return Launch(tile, input=True, decoder=True), Launch(tile, posterior=True, merged=True)
+
+
+def splits(shape: Shape, rows: int, rows_a_step: int, multiprocessors: int) -> int:
+    """Programs among which the tokens of one head are divided: one a multiprocessor, all heads together."""
+    return max(1, min(multiprocessors // shape.heads, -(-rows // rows_a_step)))
