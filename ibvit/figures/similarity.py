@@ -24,7 +24,7 @@ def draw(result: Similarity) -> Figure:
         error_kw={"elinewidth": 0.8},
     )
     left.set_xticks(others, [result.heads[k] for k in others], rotation=90, fontsize=6)
-    left.set_ylim(0, 1)
+    left.set_ylim(0, max(1.0, 1.1 * float(result.nmi[0, others].max(initial=0))))
     left.set_ylabel("NMI")
     left.set_title(
         f"with {result.runs[0]['label']} (seed {result.runs[0]['seed']}), head {result.heads[0]}", loc="left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import count, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -141,12 +143,20 @@ def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
 
     Returns:
         Folders of runs that failed.
+
+    Raises:
+        ValueError: jobs < 1, or a folder holds a run with other options.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {jobs}")
     missing = [run for run in runs if not run.finished]
     log.info("%d of %d runs are finished already", len(runs) - len(missing), len(runs))
-    pool = ThreadPoolExecutor(max_workers=max(1, jobs))
+    # Runs side by side share the cores; left alone, each would start a thread on every one of them.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    environment = os.environ | ({} if jobs == 1 else {"OMP_NUM_THREADS": threads})
+    pool = ThreadPoolExecutor(max_workers=jobs)
     try:
-        outcomes = list(pool.map(_train_one, range(1, len(missing) + 1), missing, [len(missing)] * len(missing)))
+        outcomes = list(pool.map(_train_one, count(1), missing, repeat(len(missing)), repeat(environment)))
     except KeyboardInterrupt:
         # The terminal has sent Ctrl-C to the running processes too; only those not yet started are dropped.
         pool.shutdown(cancel_futures=True)
@@ -155,15 +165,15 @@ def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
     return [run.folder for run, code in zip(missing, outcomes, strict=True) if code != 0]
 
 
-def _train_one(number: int, run: SweepRun, total: int) -> int:
+def _train_one(number: int, run: SweepRun, total: int, environment: Mapping[str, str]) -> int:
     run.folder.mkdir(parents=True, exist_ok=True)
     log.info("[%d/%d] %s: training, see %s", number, total, run.folder.name, run.folder / LOG_FILE)
     start = time.monotonic()
     with (run.folder / LOG_FILE).open("ab") as output:
-        code = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    state = "finished" if code == 0 else f"stopped with exit code {code}"
+        done = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+    state = "finished" if done.returncode == 0 else f"stopped with exit code {done.returncode}"
     log.info("[%d/%d] %s: %s after %.0f s", number, total, run.folder.name, state, time.monotonic() - start)
-    return code
+    return done.returncode
 
 
 def sbatch_script(runs: Sequence[SweepRun], options: Sequence[str] = ()) -> str:

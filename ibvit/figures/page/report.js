@@ -171,8 +171,8 @@ function drawHead() {
     box.append(element("p", {}, "The patches, attention and responses of this run's strongest heads alone are in this file."));
     return;
   }
+  const sides = element("div", { class: "sides" });
   for (const [side, title] of [["negative", "Most negative patches"], ["positive", "Most positive patches"]]) {
-    box.append(element("h3", {}, `${title}, and their attention`));
     const strip = element("div", { class: "strip", id: `patches-${side}` });
     for (const entry of detail[side]) {
       const weights = unpack(entry.attention);
@@ -182,8 +182,9 @@ function drawHead() {
         `μ = ${tidy(entry.mu)}, ${tidy(entry.kl)} nats`));
     }
     if (!detail[side].length) strip.append("none among the strongest");
-    box.append(strip);
+    sides.append(element("div", {}, element("h3", {}, `${title}, and their attention`), strip));
   }
+  box.append(sides);
   const row = element("div", { class: "firing" });
   row.append(element("figure", {}, element("h3", {}, "Response to copies of the patch"), copyPaste(detail)));
   const near = element("div", { id: "nearest" }, element("h3", {}, "Nearest heads by normalised mutual information"));

@@ -1,0 +1,181 @@
+"""`make spectrum`: train spectra on `repetition` and `digits`, record and explore them, and check the paper's findings.
+
+    python benchmarks/spectrum.py [--out spectrum] [--jobs 2]
+
+Ends with a report for each data set (OUT/<data>.html), figures (OUT/figures-<data>/), and the findings as measured
+(OUT/findings.json). Run it again to go on after an interruption. Exit code 1 where a finding does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from scipy.stats import spearmanr
+
+from ibvit.analysis.cache import RecordOptions, write_records
+from ibvit.analysis.copypaste import copy_paste
+from ibvit.analysis.heads import strongest_heads
+from ibvit.analysis.records import Records, open_runs
+from ibvit.analysis.similarity import similarity
+from ibvit.analysis.spectrum import Spectrum, spectrum
+from ibvit.config import TrainConfig
+from ibvit.figures.catalogue import make_figures
+from ibvit.figures.report import write_report
+from ibvit.training.sweep import plan, table, train_missing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on one data set."""
+
+    betas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    train: TrainConfig
+
+
+SMALL = {"latent_dim": 4, "hidden_dim": 16, "device": "cpu"}
+PLANS = {
+    "repetition": Plan(
+        betas=(1.0, 0.3, 0.1, 0.03, 0.003, 0.0),
+        seeds=(0, 1),
+        train=TrainConfig(data="repetition", beta_warmup_epochs=8, **SMALL),  # type: ignore[arg-type]
+    ),
+    "digits": Plan(
+        betas=(10.0, 1.0, 0.1, 0.01, 0.0),
+        seeds=(0,),
+        train=TrainConfig(data="digits", **SMALL),  # type: ignore[arg-type]
+    ),
+}
+
+
+@dataclass
+class Finding:
+    """One of the paper's qualitative findings."""
+
+    claim: str
+    holds: bool
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+def of_seed(result: Spectrum, seed: int) -> np.ndarray:
+    """Places of a seed's bottlenecked runs, β from large to small."""
+    return np.array([k for k, run in enumerate(result.runs) if run["beta"] is not None and run["seed"] == seed])
+
+
+def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
+    """Information, accuracy and active heads along β, in each seed."""
+    rows = {seed: of_seed(result, seed) for seed in seeds}
+    nats = {seed: result.nats_per_patch[at].tolist() for seed, at in rows.items()}
+    active = {seed: result.active_heads[at].tolist() for seed, at in rows.items()}
+    transmitting = result.bottlenecked & (result.active_heads > 0)
+    slope, error = result.slope()
+    rank = float(spearmanr(np.log(result.nats_per_patch[transmitting]), result.accuracy[transmitting]).statistic)
+    betas = [result.runs[k]["beta"] for k in rows[seeds[0]]]
+    return [
+        Finding(
+            "information falls monotonically with β",
+            all(np.all(np.diff(values) > 0) for values in nats.values()),
+            {"beta": betas, "nats per patch by seed": nats},
+        ),
+        Finding(
+            "accuracy rises with the logarithm of information",
+            slope > 0 and rank > 0,
+            {"points per factor e": 100 * slope, "standard error": 100 * error, "rank correlation": rank},
+        ),
+        Finding(
+            "the number of active heads falls with β",
+            all(np.all(np.diff(values) >= 0) and values[0] < values[-1] for values in active.values()),
+            {"beta": betas, "active heads by seed": active},
+        ),
+    ]
+
+
+def check_survivors(runs: list[Records], seeds: tuple[int, ...]) -> list[Finding]:
+    """What the last head to transmit says, in each seed, at the largest β at which every seed has one."""
+    transmitting = [run for run in runs if run.beta is not None and strongest_heads(run)]
+    alive = {seed: [run for run in transmitting if run.seed == seed] for seed in seeds}
+    shared = set.intersection(*({run.beta for run in own} for own in alive.values()))
+    if not shared:
+        return [Finding("a head survives in every seed", False)]
+    beta = max(value for value in shared if value is not None)
+    survivors = [next(run for run in alive[seed] if run.beta == beta) for seed in seeds]
+    names = [strongest_heads(run)[0] for run in survivors]
+    probes = [copy_paste(run, [name]) for run, name in zip(survivors, names, strict=True)]
+    effects = [probe.effect()[0] for probe in probes]
+    likeness = similarity(survivors, most=1)
+    shifts = [probe.shift[0, -1] for probe in probes]
+    agreeing = [float(np.mean(np.sign(shift) == np.sign(shift.mean()))) for shift in shifts]
+    return [
+        Finding(
+            "the surviving head responds to copies of a patch, more to more copies",
+            all(abs(effect[-1]) > 1 and np.all(np.diff(np.abs(effect)) > 0) for effect in effects),
+            {
+                "beta": beta,
+                "heads by seed": dict(zip(seeds, names, strict=True)),
+                "copies": probes[0].copies.tolist(),
+                "mean shift of mu in standard deviations of mu_0, by seed": [effect.tolist() for effect in effects],
+                "share of patches shifted the common way at most copies, by seed": agreeing,
+            },
+        ),
+        Finding(
+            "the surviving heads of two seeds carry the same information",
+            bool(likeness.nmi[0, 1] > 0.5),
+            {"beta": beta, "NMI": float(likeness.nmi[0, 1]), "standard error": float(likeness.stderr[0, 1])},
+        ),
+    ]
+
+
+def explore(data: str, out: Path, jobs: int) -> tuple[list[Records], Spectrum]:
+    """Train, record, draw and report one data set."""
+    chosen = PLANS[data]
+    planned = plan(chosen.betas, chosen.seeds, ["none", "full"], chosen.train, out / "runs")
+    failed = train_missing(planned, jobs)
+    print(table(planned))
+    if failed:
+        sys.exit(f"error: {len(failed)} run(s) failed: {', '.join(map(str, failed))}")
+    for run in planned:
+        write_records(run.folder, RecordOptions(attention=True))
+    folders = [run.folder for run in planned]
+    make_figures("all", folders, out / f"figures-{data}")
+    runs = open_runs(folders)
+    print(f"report: {write_report(runs, out / f'{data}.html')}")
+    return runs, spectrum(runs)
+
+
+def main(out: Path = Path("spectrum"), jobs: int = 2) -> None:
+    """Train spectra on `repetition` and `digits`, end in reports, and check the paper's findings.
+
+    Args:
+        out: folder for runs, figures, reports and findings.
+        jobs: runs trained at a time, one core each.
+    """
+    start = time.monotonic()
+    document: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "data": {}}
+    findings: list[Finding] = []
+    for data in PLANS:
+        runs, result = explore(data, out, jobs)
+        columns = result.columns()
+        document["data"][data] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if data == "repetition":
+            findings = check_spectrum(result, PLANS[data].seeds) + check_survivors(runs, PLANS[data].seeds)
+    document["findings on repetition"] = [asdict(finding) for finding in findings]
+    document["minutes"] = (time.monotonic() - start) / 60
+    path = out / "findings.json"
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=lambda value: value.item()) + "\n")
+    for finding in findings:
+        print(f"{'holds' if finding.holds else 'DOES NOT HOLD'}: {finding.claim}: {json.dumps(finding.measured)}")
+    print(f"findings: {path}")
+    if not all(finding.holds for finding in findings):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
