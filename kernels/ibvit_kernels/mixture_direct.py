@@ -49,7 +49,7 @@ def direct_components(components: Components, fused: bool) -> DirectComponents:
 
 
 @triton.jit
-def _exponents(
+def _terms(
     u: tl.tensor,
     reference: tl.tensor,
     centre: tl.tensor,
@@ -63,19 +63,19 @@ def _exponents(
     FUSED: tl.constexpr,
     UNROLLED: tl.constexpr,
 ) -> tl.tensor:
-    """Exponents [components, samples] of a tile; `reference` is in registers, all else in memory."""
-    t = tl.load(const + cols)[:, None] - reference[None, :]
+    """Terms [components, samples] of a tile; `reference` is in registers, all else in memory."""
+    t = reference[None, :] - tl.load(const + cols)[:, None]
     if UNROLLED:
         for j in tl.static_range(D):
-            t = _subtract_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
+            t = _add_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
     else:
         for j in range(D):
-            t = _subtract_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
-    return t
+            t = _add_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
+    return tl.exp2(t * -1.0)  # unlike -t, which is 0 - t, a modifier of the instruction
 
 
 @triton.jit
-def _subtract_square(
+def _add_square(
     t: tl.tensor,
     u: tl.tensor,
     centre: tl.tensor,
@@ -90,7 +90,7 @@ def _subtract_square(
     m = tl.load(centre + component_row + cols)[:, None]
     s = tl.load(scale + component_row + cols)[:, None]
     z = tl.fma(x, s, m) if FUSED else (x - m) * s
-    return tl.fma(-z, z, t)
+    return tl.fma(z, z, t)
 
 
 @triton.jit(do_not_specialize=["blocks", "per_split"])
@@ -138,16 +138,14 @@ def direct_sums(
                 sum_ab = tl.zeros([TILE], tl.float32)
             for first in range(0, BLOCK, COMPONENTS):
                 cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
-                t_a = _exponents(
+                p_a = _terms(
                     u_a, ref_a, centre_a, scale_a, const_a, rows, cols, samples, components, DA, FUSED, UNROLLED
                 )
-                p_a = tl.exp2(t_a)
                 sum_a += tl.sum(p_a, 0)
                 if DB > 0:
-                    t_b = _exponents(
+                    p_b = _terms(
                         u_b, ref_b, centre_b, scale_b, const_b, rows, cols, samples, components, DB, FUSED, UNROLLED
                     )
-                    p_b = tl.exp2(t_b)
                     sum_b += tl.sum(p_b, 0)
                     sum_ab += tl.sum(p_a * p_b, 0)
             total_a += sum_a.to(tl.float64)

@@ -29,9 +29,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-# (K, channels) -> tile; K is the number of features, padded. Shared memory holds the samples' features and `stages`
-# tiles of components; on sm_80 the samples' features are in registers.
-HOPPER_TILES = {
+# For sm_90: (K, channels) -> tile; K is the number of features, padded. Shared memory holds the samples' features and
+# `stages` tiles of components. On sm_80 the samples' features are in registers; on sm_100 the sums are in tensor memory.
+TILES = {
     (16, 1): Tile(128, 64, 4, 2),
     (32, 1): Tile(128, 64, 4, 2),
     (64, 1): Tile(128, 64, 4, 2),
@@ -42,17 +42,20 @@ HOPPER_TILES = {
     (64, 2): Tile(128, 64, 8, 2),
     (128, 2): Tile(128, 32, 8, 2),
 }
-AMPERE_TILES = HOPPER_TILES | {
-    (128, 1): Tile(128, 32, 8, 2),
-    (64, 2): Tile(128, 32, 8, 2),
-    (128, 2): Tile(128, 32, 8, 1),
+OTHER_TILES = {
+    8: {(128, 1): Tile(128, 32, 8, 2), (64, 2): Tile(128, 32, 8, 2), (128, 2): Tile(128, 32, 8, 1)},
+    10: {(128, 1): Tile(128, 64, 4, 1), (128, 2): Tile(128, 32, 8, 1)},
 }
 SCREEN_TILE = Tile(SAMPLE_TILE, FLAG_COMPONENTS, 8, 2)
 
 
-def gemm_tile(features: Sequence[int], hopper: bool) -> Tile | None:
-    """The tile for channels of these (padded) numbers of features, if they fit."""
-    return (HOPPER_TILES if hopper else AMPERE_TILES).get((max(features), len(features)))
+def gemm_tile(features: Sequence[int], generation: int) -> Tile | None:
+    """The tile for channels of these (padded) numbers of features on devices of compute capability `generation`.x.
+
+    None if no tile has room for them.
+    """
+    key = max(features), len(features)
+    return OTHER_TILES.get(generation, {}).get(key, TILES.get(key))
 
 
 class GemmChannel(NamedTuple):
@@ -185,6 +188,7 @@ def screen_tiles(
     h = tl.load(high + rows[:, None] * K + k[None, :])
     ref = tl.load(reference + rows)
     margin = tl.load(norm + tile) * slack
+    only = tl.zeros([1, 1], tl.int32)  # rank 2 throughout: Triton 3.6 cannot reduce to a scalar on sm_100
     for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
         if tl.load(coarse + tile * blocks + block) != 0:
             for i in range(TILES):
@@ -192,8 +196,8 @@ def screen_tiles(
                 cols = at * COMPONENTS + tl.arange(0, COMPONENTS)
                 t = tl.dot(h, tl.load(component_high + cols[None, :] * K + k[:, None]))
                 t = tl.fma(t, unit, tl.load(const + cols)[None, :] - ref[:, None])
-                peak = tl.max(tl.max(t, 1), 0) + margin * tl.load(component_norm + at)
-                tl.store(flags + tile * blocks * TILES + at, (peak > threshold).to(tl.int8))
+                peak = tl.max(tl.max(t, 1, keep_dims=True), 0, keep_dims=True) + margin * tl.load(component_norm + at)
+                tl.store(flags + tile * blocks * TILES + at + only, (peak > threshold).to(tl.int8))
 
 
 def gemm_options(features: Sequence[int], tile: Tile) -> dict[str, Any]:
@@ -231,7 +235,7 @@ def launch_gemm(channels: Sequence[GemmChannel], flags: Tensor) -> Tensor:
     """
     a, b = channels[0], channels[-1]
     features = [c.high.shape[1] for c in channels]
-    tile = gemm_tile(features, is_hopper(a.high))
+    tile = gemm_tile(features, generation(a.high))
     if tile is None:
         raise ValueError(f"channels: expected at most 256 features for one, 128 each for two, got {features}")
     samples, blocks = len(a.high), flags.shape[1]
@@ -259,9 +263,9 @@ def launch_screen(channel: GemmChannel, coarse: Tensor, threshold: float) -> Ten
     return flags
 
 
-def is_hopper(tensor: Tensor) -> bool:
-    """Are there warp-group matrix instructions, and shared memory to go with them?"""
-    return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device)[0] >= 9
+def generation(tensor: Tensor) -> int:
+    """First number of the device's compute capability; the interpreter counts as sm_90."""
+    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else 9
 
 
 def _tile_norms(rows: Tensor, tile: int) -> Tensor:

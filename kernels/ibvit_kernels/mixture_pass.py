@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ibvit_kernels.mixture_direct import DirectChannel, direct_components, launch_direct
 from ibvit_kernels.mixture_expansion import Expansion, expand, gemm_channel, padded_features
-from ibvit_kernels.mixture_gemm import gemm_tile, is_hopper, launch_gemm, launch_screen
+from ibvit_kernels.mixture_gemm import gemm_tile, generation, launch_gemm, launch_screen
 from ibvit_kernels.mixture_layout import (
     COMPONENT_PADDING,
     LOG2_E,
@@ -98,7 +98,7 @@ def _choose(components: Sequence[Components], expansions: Sequence[Expansion], c
     dims = [c.mu.shape[1] for c in components] * (channels // len(components))
     if max(dims) < GEMM_FROM:
         return "direct"
-    fits = gemm_tile([padded_features(d) for d in dims], is_hopper(components[0].mu)) is not None
+    fits = gemm_tile([padded_features(d) for d in dims], generation(components[0].mu)) is not None
     return "gemm" if fits and all(e.error <= GEMM_ERROR for e in expansions) else "screen"
 
 

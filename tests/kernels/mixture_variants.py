@@ -26,7 +26,7 @@ def direct_variant(dims: Sequence[int], fused: bool) -> Variant:
 
 
 def gemm_variant(features: Sequence[int], arch: int) -> Variant:
-    tile = mixture_gemm.gemm_tile(features, hopper=arch >= 90)
+    tile = mixture_gemm.gemm_tile(features, arch // 10)
     assert tile is not None
     exponents = tile.samples * tile.components // (32 * tile.warps)
     constants = mixture_gemm.gemm_options(features, tile)
@@ -47,7 +47,7 @@ def variants(arch: int) -> list[Variant]:
             for dims in ((1,), (2,), (64,), (1, 1), (2, 2), (64, 64))
             for fused in (True, False)
         ),
-        *(gemm_variant([k] * channels, arch) for k, channels in mixture_gemm.HOPPER_TILES),
+        *(gemm_variant([k] * channels, arch) for k, channels in mixture_gemm.TILES),
         *(screen_variant(k) for k in (16, 32, 64, 128, 256)),
     ]
 
