@@ -21,7 +21,7 @@ from ibvit.information.sampling import Batches, Plan, Sampler
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 
 Method = Literal["auto", "mc", "stratified", "quadrature"]
-BATCHES = 64  # independent repetitions that an error comes from
+BATCHES = 128  # independent repetitions that an error comes from: enough for ±1.96 standard errors to mean 95 %
 PILOT_BATCHES, PILOT_DRAWS = 32, 128  # to learn how far off the tolerance is
 MAX_SAMPLES = 20_000_000  # where the search for a tolerance gives up: the paper's number
 Reduce = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -20,7 +20,7 @@ from ibvit.information.controls import CONTROLS, GaussianControls
 from ibvit.information.progress import Progress
 
 BLOCK_BYTES = 1 << 26  # of the draws that are in memory together
-UNITS = 16  # at least, that batches are handed out in: the ranks that can share small work
+UNITS = 8  # at least, that batches are handed out in: the ranks that can share small work
 Column = tuple[int, int]  # channel, replicate
 Member = tuple[int] | tuple[int, int]  # one column: log p(u|x)/p(u); two: log p(u,v)/(p(u) p(v))
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from tests.information import truth
 
 import ibvit
+from tests.information import truth
 
 LEVELS = {"little": (0.1, 0.0), "middle": (1.0, -2.0), "much": (2.0, -4.0)}
 EXACT = 1e-6  # nats, what the method promises
