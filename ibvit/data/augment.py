@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ibvit.data.recycle import recycled
 from ibvit.ops.noise import philox4x32
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, of values in [0, 1]
@@ -208,5 +209,6 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     """
     scale = images.new_tensor([1 / (255 * s) for s in STD], dtype=torch.float32).view(3, 1, 1)
     shift = images.new_tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], dtype=torch.float32).view(3, 1, 1)
-    out = torch.empty(images.shape[0], 3, *images.shape[1:3], device=images.device)
+    shape = (images.shape[0], 3, *images.shape[1:3])
+    out = recycled(shape) if images.device.type == "cpu" else torch.empty(shape, device=images.device)
     return out.copy_(images.permute(0, 3, 1, 2)).mul_(scale).add_(shift)
