@@ -52,8 +52,7 @@ class Mixture:
     mu, logvar: for each channel [M, d] float32 on one device, d from 1 to 128.
     form: "auto" chooses by dimension and data; the others are for tests and measurements.
 
-    Raises ValueError for an unknown form and for shapes that do not fit.
-
+    Raises ValueError for an unknown form and for shapes that do not fit, TypeError for other types than float32.
     """
 
     def __init__(self, mu: Sequence[Tensor], logvar: Sequence[Tensor], form: Form = "auto") -> None:
@@ -65,6 +64,8 @@ class Mixture:
                     f"mu, logvar: expected [M, d] with one M for all and d from 1 to {LARGEST_DIMENSION}, "
                     f"got {list(m.shape)} and {list(v.shape)}"
                 )
+            if m.dtype != torch.float32 or v.dtype != torch.float32:
+                raise TypeError(f"mu, logvar: expected float32, got {m.dtype} and {v.dtype}")
         self._mu, self._logvar, self._form = mu, logvar, form
         self._passes: dict[tuple[int, ...], Pass] = {}
 
@@ -76,22 +77,33 @@ class Mixture:
         u: for each column [S, d] float32, drawn from channel `channel[column]`.
         reference: for each column [S], the log-density of the component that the sample was drawn from.
         pairs: [P, 2] integers, columns.
+
+        Raises ValueError for samples of another shape than the channel's, TypeError for other types than float32.
         """
+        for x, c in zip(u, channel, strict=True):
+            if x.shape != (len(u[0]), self._mu[c].shape[1]):
+                expected = [len(u[0]), self._mu[c].shape[1]]
+                raise ValueError(f"u: expected {expected} from channel {c}, got {list(x.shape)}")
+            if x.dtype != torch.float32:
+                raise TypeError(f"u: expected float32, got {x.dtype}")
         shape = (len(u), len(u[0]))
         single = torch.full(shape, math.nan, dtype=torch.float64, device=u[0].device)
         pair = torch.empty(len(pairs), shape[1], dtype=torch.float64, device=u[0].device)
         todo = set(range(len(u)))
-        for p, (a, b) in enumerate(pairs.tolist()):
-            single[a], single[b], pair[p] = self._sums([a, b], u, channel, reference)
-            todo -= {a, b}
-        for c in todo:
-            (single[c],) = self._sums([c], u, channel, reference)
+        with torch.cuda.device_of(u[0]):  # Triton launches on the current device
+            for p, (a, b) in enumerate(pairs.tolist()):
+                single[a], single[b], pair[p] = self._sums([a, b], u, channel, reference)
+                todo -= {a, b}
+            for c in todo:
+                (single[c],) = self._sums([c], u, channel, reference)
         return LogSums(single, pair)
 
     def _sums(
         self, columns: Sequence[int], u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor]
     ) -> Tensor:
         """[1 or 3, S] log-sums of one or two columns and of their pair."""
+        if len(u[0]) == 0:
+            return torch.empty(2 * len(columns) - 1, 0, dtype=torch.float64, device=u[0].device)
         prepared = self._pass(tuple(channel[c] for c in columns))
         parts = []
         for start in range(0, len(u[0]), SAMPLES_AT_ONCE):

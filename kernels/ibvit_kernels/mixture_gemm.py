@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 
 
 # For sm_90: (K, channels) -> tile; K is the number of features, padded. Shared memory holds the samples' features and
-# `stages` tiles of components. On sm_80 the samples' features are in registers; on sm_100 the sums are in tensor memory.
+# `stages` tiles of components. On sm_80 those features are in registers; on sm_100 the products are in tensor memory.
 TILES = {
     (16, 1): Tile(128, 64, 4, 2),
     (32, 1): Tile(128, 64, 4, 2),

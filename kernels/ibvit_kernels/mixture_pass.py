@@ -42,16 +42,18 @@ class Pass:
     def __init__(self, mu: Sequence[Tensor], logvar: Sequence[Tensor], form: Form = "auto") -> None:
         self._axes = [sort_axes(m, v) for m, v in zip(mu, logvar, strict=True)]
         order = spatial_order(self._points(mu), SORTED_RUN)
-        distinct = 1 if mu[0] is mu[-1] else 2
+        distinct = 1 if mu[0] is mu[-1] and logvar[0] is logvar[-1] else 2
         components = [prepare_components(m, v, order) for m, v in zip(mu[:distinct], logvar[:distinct], strict=True)]
+        if form == "auto" and max(m.shape[1] for m in mu) < GEMM_FROM:
+            form = "direct"
         expansions = [expand(c) for c in components] if form != "direct" else []
-        self.form = _choose(components, expansions, len(mu)) if form == "auto" else form
+        self.form = _choose([m.shape[1] for m in mu], expansions, generation(mu[0])) if form == "auto" else form
         block = DIRECT_BLOCK if self.form == "direct" else COMPONENT_PADDING
         self.fused = _fused_error(components) <= FUSED_ERROR
         self._threshold = math.log2(SKIPPED / components[0].real)
         twice = len(mu) // distinct
         self._boxes = [bounding_boxes(c, block) for c in components] * twice
-        self._expansions = expansions * twice if self.form != "direct" else []
+        self._expansions = expansions * twice
         self._direct = [direct_components(c, self.fused) for c in components] * twice if self.form != "gemm" else []
 
     def log_sums(self, u: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
@@ -94,11 +96,8 @@ class Pass:
         return launch_direct(channels, flags, self.fused), torch.stack([r.float() - r for r in exact])
 
 
-def _choose(components: Sequence[Components], expansions: Sequence[Expansion], channels: int) -> Form:
-    dims = [c.mu.shape[1] for c in components] * (channels // len(components))
-    if max(dims) < GEMM_FROM:
-        return "direct"
-    fits = gemm_tile([padded_features(d) for d in dims], generation(components[0].mu)) is not None
+def _choose(dims: Sequence[int], expansions: Sequence[Expansion], device_generation: int) -> Form:
+    fits = gemm_tile([padded_features(d) for d in dims], device_generation) is not None
     return "gemm" if fits and all(e.error <= GEMM_ERROR for e in expansions) else "screen"
 
 

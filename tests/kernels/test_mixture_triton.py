@@ -220,6 +220,24 @@ def test_foreign_references_are_done_again_in_float64(shift: float) -> None:
     assert torch.allclose(sums.pair[0], (log_ratios(a) + log_ratios(b)).logsumexp(1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("form", ["gemm", "screen"])
+def test_outliers_beyond_float16(form: mixture.Form) -> None:
+    """A sample a thousand sigma away: its features overflow, its sum is done again, its neighbours are well."""
+    case = draws(3, 60, 20, LITTLE)
+    case.u[3] += 1e3
+    case.reference[3] = log_densities(case.u, case.mu, case.logvar)[3, 3]
+    assert torch.allclose(single_sums(case, form), log_ratios(case).logsumexp(1), atol=GEMM_RMS, rtol=0)
+
+
+def test_no_samples() -> None:
+    case = draws(2, 10, 1, LITTLE)
+    sums = Mixture([case.mu], [case.logvar]).log_sums(
+        [case.u[:0]] * 2, [0, 0], [case.reference[:0]] * 2, torch.tensor([[0, 1]])
+    )
+    assert sums.single.shape == (2, 0)
+    assert sums.pair.shape == (1, 0)
+
+
 def test_equal_components_carry_no_information() -> None:
     case = draws(5, 1, 40, LITTLE)
     sums = mixture.log_sums(
@@ -261,6 +279,19 @@ def test_direct_components_of_the_same_means_are_exact() -> None:
 def test_wrong_arguments(mu: tuple[int, int], logvar: tuple[int, int], form: mixture.Form, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mixture([torch.zeros(mu)], [torch.zeros(logvar)], form)
+
+
+@pytest.mark.parametrize(
+    ("u", "error", "message"),
+    [
+        (torch.zeros(5, 3), ValueError, r"u: expected \[5, 2\] from channel 0, got \[5, 3\]"),
+        (torch.zeros(5, 2, dtype=torch.float64), TypeError, "u: expected float32, got torch.float64"),
+    ],
+)
+def test_wrong_samples(u: Tensor, error: type[Exception], message: str) -> None:
+    channels = Mixture([torch.zeros(10, 2)], [torch.zeros(10, 2)])
+    with pytest.raises(error, match=message):
+        channels.log_sums([u], [0], [torch.zeros(5)], NO_PAIRS)
 
 
 def test_example() -> None:
