@@ -129,7 +129,13 @@ def _slices(mu: Array, logvar: Array, columns: list[int] | None = None) -> Itera
     chosen = slice(None) if columns is None else columns
     for start in range(0, len(mu), ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, len(mu)))
-        yield rows, *(torch.as_tensor(a[rows][:, chosen]).detach().double() for a in (mu, logvar))
+        yield rows, *(_double(array[rows][:, chosen]) for array in (mu, logvar))
+
+
+def _double(array: Array) -> Tensor:
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(np.array(array, np.float64))  # a copy, for a mapped file may be read-only
+    return array.detach().double()
 
 
 def _moments(mu: Array, logvar: Array, prefix: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,14 +17,14 @@ from ibvit.information import quadrature
 from ibvit.information.backends import Impl, open_mixture
 from ibvit.information.channel import Channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
-from ibvit.information.sampling import Batches, Plan, Sampler
+from ibvit.information.sampling import Batches, Plan, Replicates, Sampler
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 
 Method = Literal["auto", "mc", "stratified", "quadrature"]
 BATCHES = 128  # independent repetitions that an error comes from: enough for ±1.96 standard errors to mean 95 %
 PILOT_BATCHES, PILOT_DRAWS = 32, 128  # to learn how far off the tolerance is
 MAX_SAMPLES = 20_000_000  # where the search for a tolerance gives up: the paper's number
-Reduce = Callable[[Tensor], tuple[Tensor, Tensor]]
+Reduce = Callable[[Replicates], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ def _sample_nmi(
     used = sorted({k for couple in couples for k in couple})
     local = [(used.index(a), used.index(b)) for a, b in couples]
 
-    def reduce(means: Tensor) -> tuple[Tensor, Tensor]:
-        return ratio_and_error(means, local, len(used))
+    def reduce(replicates: Replicates) -> tuple[Tensor, Tensor]:
+        return ratio_and_error(replicates, local, len(used))
 
     members = [channels[k] for k in used]
     value, stderr, batches = _sample(members, Plan.shared(len(used), local), reduce, options, "NMI")
-    terms = batches.means().mean(0).tolist()
+    terms = batches.replicates().full.tolist()
     entries = {}
     for i, (couple, (a, b)) in enumerate(zip(couples, local, strict=True)):
         loose = members[a].bias_bound, members[b].bias_bound
@@ -187,10 +187,10 @@ def _sample(
     if options.samples is not None:
         count = max(2, min(BATCHES, options.samples // 8))
         sampler.extend(batches, count, math.ceil(options.samples / count), stage=0, name=name)
-        return *reduce(batches.means()), batches
+        return *reduce(batches.replicates()), batches
 
     sampler.extend(batches, PILOT_BATCHES, PILOT_DRAWS, stage=0, name=f"{name}, pilot")
-    value, stderr = reduce(batches.means())
+    value, stderr = reduce(batches.replicates())
     size = 0
     while (excess := _largest(stderr) / options.tolerance) > 1:
         wanted = batches.samples * excess**2
@@ -203,9 +203,9 @@ def _sample(
             size = math.ceil(1.1 * min(wanted, MAX_SAMPLES) / BATCHES)
             batches, count = sampler.empty(), BATCHES
         else:
-            count = max(4, math.ceil(len(batches.sums) * (excess**2 - 1)))
+            count = max(4, math.ceil(batches.count * (excess**2 - 1)))
         sampler.extend(batches, count, size, stage=1, name=name)
-        value, stderr = reduce(batches.means())
+        value, stderr = reduce(batches.replicates())
     return value, stderr, batches
 
 

@@ -1,8 +1,9 @@
 """Draws of (x, u), the sums over components for them, and the averages that estimates are made of.
 
-The unit of randomness is a *batch*: an independent sample of the same size, whose mean is one observation of every
-term at once. Errors come from the scatter of the batches, so whatever correlation the terms, the strata or the control
-variates bring is in them. Batches are also the unit of work of a rank.
+The unit of randomness is a *batch*: an independent sample of the same size, one observation of every term at once.
+Errors come from leaving out one batch at a time and doing everything else again, the regression on the control
+variates included: whatever correlation the terms, the strata or the regression bring is in them. Batches are also the
+unit of work of a rank.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,27 +57,46 @@ class Plan:
 
 
 class Batches:
-    """Sums of terms and controls over each batch, and their second moments over all."""
+    """First and second moments of terms and controls in each batch, side by side: 1, term, controls."""
 
     def __init__(self, terms: int, controls: int, device: torch.device) -> None:
-        self.size = 0
-        self.sums = torch.zeros(0, terms, 1 + controls, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(terms, 1 + controls, 1 + controls, dtype=torch.float64, device=device)
+        width = 2 + controls
+        self.moments = torch.zeros(0, terms, width, width, dtype=torch.float64, device=device)
+
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        return len(self.moments)
 
     @property
     def samples(self) -> int:
         """Draws of x so far."""
-        return self.size * len(self.sums)
+        return int(self.moments[:, 0, 0, 0].sum())
 
-    def means(self) -> Tensor:
-        """Batch means of the terms `[batches, terms]`, less what regression on the controls explains."""
-        means = self.sums / self.size
-        if means.shape[2] == 1:
-            return means[:, :, 0]
-        centre = means.mean(0)  # [terms, 1 + controls]
-        covariance = self.cross / (self.size * len(means)) - centre[:, :, None] * centre[:, None, :]
-        slope = torch.linalg.pinv(covariance[:, 1:, 1:], hermitian=True) @ covariance[:, 1:, :1]
-        return means[:, :, 0] - torch.einsum("btc,tc->bt", means[:, :, 1:], slope[:, :, 0])
+    def replicates(self) -> Replicates:
+        """The terms from all the batches, and from all but each one."""
+        total = self.moments.sum(0)
+        return Replicates(_adjusted(total), _adjusted(total - self.moments))
+
+
+class Replicates(NamedTuple):
+    """What the jackknife works on."""
+
+    full: Tensor  # [terms]
+    left_out: Tensor  # [batches, terms], each from all the other batches
+
+
+def _adjusted(moments: Tensor) -> Tensor:
+    """Mean of the term less what its regression on the controls explains; `[..., width, width]` to `[...]`."""
+    mean = moments[..., 0, 1:] / moments[..., :1, 0]
+    if mean.shape[-1] == 1:
+        return mean[..., 0]
+    covariance = moments[..., 1:, 1:] / moments[..., :1, :1] - mean[..., :, None] * mean[..., None, :]
+    scale = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().clamp_min(1e-12)[..., 1:]
+    correlation = covariance[..., 1:, 1:] / (scale[..., :, None] * scale[..., None, :])
+    ridge = 1e-9 * torch.eye(correlation.shape[-1]).to(correlation)  # controls that are constant or equal
+    slope = torch.linalg.solve(correlation + ridge, (covariance[..., 1:, 0] / scale)[..., None])[..., 0] / scale
+    return mean[..., 0] - (slope * mean[..., 1:]).sum(-1)
 
 
 class Sampler:
@@ -107,27 +128,23 @@ class Sampler:
         return Batches(len(self._plan.terms), CONTROLS if self._controls else 0, self._device)
 
     def extend(self, batches: Batches, count: int, size: int, *, stage: int, name: str) -> None:
-        """Add `count` batches of `size` draws, each rank its share. Batches of one object have one size.
+        """Add `count` batches of `size` draws, each rank its share.
 
         Args:
             stage: draws of different stages are independent.
             name: what the progress bar says.
         """
         rank, world = _rank_and_world()
-        first = len(batches.sums)
-        batches.size = size
-        sums = torch.zeros(count, *batches.sums.shape[1:], dtype=torch.float64, device=self._device)
-        cross = torch.zeros_like(batches.cross)
+        moments = torch.zeros(count, *batches.moments.shape[1:], dtype=torch.float64, device=self._device)
         units = list(self._units(count, size))[rank::world]
         with Progress(sum(len(b) * len(s) for b, s in units), name, show=rank == 0) as progress:
             for group, strata in units:
-                rows = self._observe(len(group), strata, size, (stage, first + group[0], strata[0]), progress.advance)
-                sums[group.start : group.stop] += rows.sum(-1).movedim(-1, 0)
-                cross += torch.einsum("tcgs,tegs->tce", rows, rows)
+                stream = (stage, batches.count + group[0], strata[0])
+                rows = self._observe(len(group), strata, size, stream, progress.advance)
+                moments[group.start : group.stop] += torch.einsum("tcgs,tegs->gtce", rows, rows)
         if world > 1:
-            _all_reduce(sums, cross)
-        batches.sums = torch.cat([batches.sums, sums])
-        batches.cross += cross
+            _all_reduce(moments)
+        batches.moments = torch.cat([batches.moments, moments])
 
     def _units(self, count: int, size: int) -> Iterator[tuple[range, range]]:
         """What is drawn at once: some whole batches, or a part of one; never dependent on the number of ranks."""
@@ -141,12 +158,13 @@ class Sampler:
     def _observe(
         self, batches: int, strata: range, size: int, stream: tuple[int, ...], advance: Callable[[int], None]
     ) -> Tensor:
-        """Terms and controls of draws in some strata of some batches: `[terms, 1 + controls, batches, strata]`."""
+        """1, terms and controls of draws in some strata of some batches: `[terms, 2 + controls, batches, strata]`."""
         x = self._inputs(batches, strata, size, stream)
         draws = [self._draw(x, column, stream) for column in self._plan.columns]
         single, pair = self._log_sums(draws, advance)
-        observed = [torch.stack([self._member(m, draws, single, pair) for m in t]).mean(0) for t in self._plan.terms]
-        return torch.stack(observed).unflatten(-1, (batches, len(strata)))
+        terms = [torch.stack([self._member(m, draws, single, pair) for m in t]).mean(0) for t in self._plan.terms]
+        observed = torch.nn.functional.pad(torch.stack(terms), (0, 0, 1, 0), value=1.0)
+        return observed.unflatten(-1, (batches, len(strata)))
 
     def _inputs(self, batches: int, strata: range, size: int, stream: tuple[int, ...]) -> Tensor:
         """Indices x `[batches · strata]`."""
@@ -230,10 +248,8 @@ def _rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def _all_reduce(*tensors: Tensor) -> None:
+def _all_reduce(tensor: Tensor) -> None:
     """Sum over ranks, in place, on whatever device the process group works on."""
-    device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
-    for tensor in tensors:
-        moved = tensor.to(device)
-        torch.distributed.all_reduce(moved)
-        tensor.copy_(moved)
+    moved = tensor.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    torch.distributed.all_reduce(moved)
+    tensor.copy_(moved)

@@ -13,11 +13,11 @@ from ibvit.information.backends import open_mixture
 from ibvit.information.channel import make_channel
 from ibvit.information.estimate import Estimate
 from ibvit.information.estimation import BATCHES
-from ibvit.information.sampling import Plan, Sampler
+from ibvit.information.sampling import Plan, Replicates, Sampler
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 from tests.information import truth
 
-LEVELS = {"little": (0.5, 0.0), "middle": (1.0, -1.0), "much": (2.0, -3.5)}
+LEVELS = {"little": (0.7, 0.0), "middle": (1.0, -1.0), "much": (2.0, -3.5)}
 METHODS = ["mc", "stratified"]
 
 
@@ -120,7 +120,7 @@ def test_plain_monte_carlo_is_the_authors_definition() -> None:
     sampler.extend(batches, 4, 100, stage=0, name="")
     u, x = (np.concatenate(part) for part in zip(*draws, strict=True))
     bits = truth.author_definition(channel.mu.double().numpy(), channel.logvar.double().numpy(), u, x)
-    assert float(batches.means().mean()) / math.log(2) == pytest.approx(bits, abs=1e-6)
+    assert float(batches.replicates().full) / math.log(2) == pytest.approx(bits, abs=1e-6)
 
 
 @pytest.mark.parametrize("quantities", [("I(X;U)",), ("I(U;V)", "NMI")], ids="+".join)
@@ -142,10 +142,11 @@ def test_intervals_cover_the_truth(spread: float, logvar: float, quantities: tup
         sampler = Sampler(channels, mixture, plan, stratified=True, control=True, seed=seed)
         batches = sampler.empty()
         sampler.extend(batches, BATCHES, 8, stage=0, name="")
-        value, error = mean_and_error(batches.means())
+        replicates = batches.replicates()
+        value, error = mean_and_error(replicates)
         found[quantities[0]].append((float(value[-1]), float(error[-1])))
         if "NMI" in found:
-            ratio, error = ratio_and_error(batches.means(), [(0, 1)], 2)
+            ratio, error = ratio_and_error(replicates, [(0, 1)], 2)
             found["NMI"].append((float(ratio), float(error)))
     for quantity, estimates in found.items():
         values, errors = np.array(estimates).T
@@ -193,11 +194,12 @@ def test_matrix_agrees_with_its_pairs() -> None:
     assert abs(wide.value[0, 2] - matrix.value[0, 4]) <= 4.5 * math.hypot(wide.stderr[0, 2], matrix.stderr[0, 4])
 
 
-def test_jackknife_of_a_linear_ratio_is_the_error_of_the_mean() -> None:
+def test_jackknife_of_a_linear_statistic_is_the_error_of_the_mean() -> None:
     """With own informations fixed at 1 the NMI is I(U;V), and its error must be the plain one."""
     terms = torch.ones(50, 3, dtype=torch.float64)
     terms[:, 2] = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value, error = ratio_and_error(terms, [(0, 1)], 2)
-    mean, plain = mean_and_error(terms)
-    assert value.item() == pytest.approx(mean[2].item())
-    assert error.item() == pytest.approx(plain[2].item())
+    replicates = Replicates(terms.mean(0), (terms.sum(0) - terms) / 49)
+    value, error = ratio_and_error(replicates, [(0, 1)], 2)
+    assert value.item() == pytest.approx(terms[:, 2].mean().item())
+    assert error.item() == pytest.approx(terms[:, 2].std().item() / math.sqrt(50))
+    assert mean_and_error(replicates)[1].tolist() == pytest.approx([0, 0, error.item()])
