@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -105,20 +106,13 @@ class DaliLoader:
         self._device, self._bad = device, bad
         self._labels = torch.tensor(source.labels)
         self._pool = ThreadPoolExecutor(max(1, workers), "ibvit-data")
-        on_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if on_gpu else None
-        settings = {
-            "batch_size": schedule.batch,
-            "num_threads": max(1, workers),
-            "device_id": (device.index or 0) if on_gpu else None,
-        }
-        self._graph = _Graph(
-            lambda: (
-                augment_graph(schedule.recipe, schedule.num_ops, "gpu", stored, **settings)
-                if on_gpu
-                else decode_graph(**settings)
-            )
-        )
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        settings = {"batch_size": schedule.batch, "num_threads": max(1, workers)}
+        if self._stream is None:
+            self._graph = _Graph(partial(decode_graph, device_id=None, **settings))
+        else:
+            settings["device_id"] = self._stream.device_index
+            self._graph = _Graph(partial(augment_graph, schedule.recipe, schedule.num_ops, "gpu", stored, **settings))
 
     def __len__(self) -> int:
         return len(self._schedule)
@@ -127,7 +121,8 @@ class DaliLoader:
         for batch, bad in prefetched(self._steps(epoch, start), _AHEAD):
             self._bad.note(bad)
             if self._stream is not None:
-                batch.images.record_stream(torch.cuda.current_stream(self._device))
+                for tensor in batch:
+                    tensor.record_stream(torch.cuda.current_stream(self._device))
             yield batch
 
     def close(self) -> None:
@@ -175,6 +170,7 @@ class DaliLoader:
         side = self._schedule.recipe.image_size
         contents = [item.content for item in loaded]
         if self._stream is not None:
+            torch.cuda.current_stream(self._device).synchronize()  # pictures may be on their way into an arena
             made = self._graph(**{self._stored: contents}, **arguments(plan, side))
             return torch.from_dlpack(made.as_tensor())
         if self._stored == "encoded":

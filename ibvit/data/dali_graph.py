@@ -68,12 +68,12 @@ def _grey(images: Any) -> Any:
     return fn.color_space_conversion(images, image_type=DALIImageType.RGB, output_type=DALIImageType.GRAY)
 
 
-def _smooth(images: Any, side: int) -> Any:
+def _smooth(images: Any, side: int, device: str) -> Any:
     """PIL's SMOOTH filter, which leaves the outermost pixels as they are."""
     inside = np.zeros((side, side, 3), dtype=np.uint8)
     inside[1:-1, 1:-1] = 255
-    smooth = fn.filter(images, Constant(_SMOOTH))
-    return images ^ ((images ^ smooth) & Constant(inside, device="cpu"))
+    smooth = fn.filter(images, Constant(_SMOOTH, device=device))
+    return images ^ ((images ^ smooth) & Constant(inside, device=device))
 
 
 def _autocontrast(images: Any) -> Any:
@@ -101,13 +101,17 @@ def _equalize(images: Any, side: int) -> Any:
     return _truncated((1.0 - too_few) * (levels * stretch + 0.5) + too_few * kept)
 
 
-def operate(images: Any, op: Any, magnitude: Any, matrix: Any, recipe: Recipe) -> Any:
+def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device: str) -> Any:
     """One RandAugment operation a sample, uint8 HWC; ``op`` is an index into OPERATIONS.
 
     Args:
         magnitude: float, as in :func:`ibvit.data.augment.magnitudes`.
         matrix: float ``[2, 3]`` from :func:`matrices`.
+        side: of the images, pixels.
+        device: where the images are, "gpu" or "cpu".
     """
+    if device == "gpu":
+        magnitude = magnitude.gpu()
     white = Constant(np.uint8(255))
     if op >= _OP["ShearX"] and op <= _OP["Rotate"]:
         images = fn.warp_affine(images, matrix=matrix, interp_type=DALIInterpType.INTERP_NN, fill_value=0)
@@ -118,7 +122,7 @@ def operate(images: Any, op: Any, magnitude: Any, matrix: Any, recipe: Recipe) -
     elif op == _OP["Contrast"]:
         images = _blend(dmath.floor(fn.reductions.mean(_grey(images)) + 0.5), images, 1.0 + magnitude)
     elif op == _OP["Sharpness"]:
-        images = _blend(_smooth(images, recipe.image_size), images, 1.0 + magnitude)
+        images = _blend(_smooth(images, side, device), images, 1.0 + magnitude)
     elif op == _OP["Posterize"]:
         images = images & fn.cast(256.0 - dmath.pow(2.0, 8.0 - magnitude), dtype=DALIDataType.UINT8)
     elif op == _OP["Solarize"]:
@@ -126,7 +130,7 @@ def operate(images: Any, op: Any, magnitude: Any, matrix: Any, recipe: Recipe) -
     elif op == _OP["AutoContrast"]:
         images = _autocontrast(images)
     elif op == _OP["Equalize"]:
-        images = _equalize(images, recipe.image_size)
+        images = _equalize(images, side)
     return images
 
 
@@ -205,5 +209,6 @@ def augment_graph(recipe: Recipe, num_ops: int, device: str, stored: str) -> Any
     for turn in range(num_ops):
         op = _input(f"op{turn}", DALIDataType.INT32, 0)
         magnitude = _input(f"magnitude{turn}", DALIDataType.FLOAT, 0)
-        images = operate(images, op, magnitude, _input(f"matrix{turn}", DALIDataType.FLOAT, 2), recipe)
+        matrix = _input(f"matrix{turn}", DALIDataType.FLOAT, 2)
+        images = operate(images, op, magnitude, matrix, recipe.image_size, device)
     return images

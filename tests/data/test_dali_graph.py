@@ -47,7 +47,8 @@ def operation():
             fn.external_source(name="op", dtype=types.INT32, ndim=0),
             fn.external_source(name="magnitude", dtype=types.FLOAT, ndim=0),
             fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2),
-            RECIPE,
+            RECIPE.image_size,
+            "cpu",
         )
 
     return pipeline(**SETTINGS)
