@@ -101,6 +101,7 @@ def _folder(config: TrainConfig, rank: int, world_size: int, device: torch.devic
         world_size=world_size,
         workers=workers,
         loader=config.loader,
+        cache=config.cache,
         device=device,
     )
     return DataSet(made.train, made.val, made.classes, made.sizes, made.bad)
