@@ -25,6 +25,7 @@ from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
 from ibvit.training.evaluation import EVALUATION_STEP
+from ibvit.training.run import stored_config
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def write_records(run_dir: str | Path, options: RecordOptions | None = None) -> 
     for name in ("config.json", "model.safetensors"):
         if not (run / name).is_file():
             raise RecordsError(f"{run} is not a finished run: it has no {name}")
-    data = open_data(json.loads((run / "config.json").read_text()))
+    data = open_data(stored_config(run))
     try:
         _Recorder(run, data, options or RecordOptions()).record()
     finally:

@@ -1,10 +1,8 @@
 """Validation images by their row in the records, read again from the data set."""
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,31 +13,30 @@ from ibvit.config import TrainConfig
 from ibvit.data.augment import MEAN, STD
 from ibvit.data.build import DataSet, build_data
 from ibvit.data.types import Loader
+from ibvit.training.run import stored_config
 
 
-def open_data(config: Mapping[str, Any], **changes: Any) -> DataSet:
-    """The data set of a run, for this process alone, from the run's config.json.
+def open_data(config: TrainConfig) -> DataSet:
+    """The data set of a resolved configuration, for this process alone.
 
     Raises:
         ValueError: the data set's folder is not where it was.
     """
-    known = {field.name: config[field.name] for field in fields(TrainConfig) if field.name in config}
-    settings = replace(TrainConfig(**known), out=None, pretrained=None, **changes)
-    if settings.data not in ("digits", "repetition") and not Path(settings.data).is_dir():
-        raise ValueError(f"data: the run was trained on {settings.data}, which is not there now")
-    return build_data(settings, rank=0, world_size=1, device=torch.device("cpu"))
+    if config.data not in ("digits", "repetition") and not Path(config.data).is_dir():
+        raise ValueError(f"data: the run was trained on {config.data}, which is not there now")
+    return build_data(config, rank=0, world_size=1, device=torch.device("cpu"))
 
 
 @lru_cache(maxsize=2)
-def _validation(settings: tuple[tuple[str, Any], ...]) -> Loader:
-    return open_data(dict(settings), loader="torchvision", cache="off", workers=0).val
+def _validation(config: TrainConfig) -> Loader:
+    return open_data(config).val
 
 
 def validation_loader(records: Records) -> Loader:
     """Validation images in order; runs of one data set share the loader."""
-    hashable = {name: value for name, value in records.config.items() if isinstance(value, str | int | float | bool)}
-    own = {"seed", "beta", "out", "attention"}  # nothing of a validation image depends on these
-    return _validation(tuple(sorted((name, value) for name, value in hashable.items() if name not in own)))
+    config = stored_config(records.run)
+    common = replace(config, seed=0, beta=1.0, attention="ib", out=None, pretrained=None)  # no image depends on these
+    return _validation(replace(common, loader="torchvision", cache="off", workers=0))  # enough for a few images
 
 
 def normalised_images(records: Records, rows: np.ndarray) -> Tensor:
