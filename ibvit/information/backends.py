@@ -75,7 +75,7 @@ def open_mixture(channels: Sequence[Channel], impl: Impl = "auto", threads: int 
     wanted = {"native": "cpu", "triton": "cuda"}[impl]
     if device != wanted:
         raise ValueError(f"impl: {impl!r} takes {wanted} tensors, got tensors on {device}")
-    if (reason := _missing(impl)) is not None:
+    if (reason := why_missing(impl)) is not None:
         raise RuntimeError(f"impl: {impl!r} is not available: {reason}")
     return NativeMixture(channels, threads) if impl == "native" else TritonMixture(channels)
 
@@ -86,7 +86,7 @@ def _best(device: str) -> Literal["native", "triton", "torch"]:
     log = logging.getLogger("ibvit")
     if device not in preferred:
         return "torch"
-    if (reason := _missing(preferred[device])) is not None:
+    if (reason := why_missing(preferred[device])) is not None:
         log.warning("information: %s is not available (%s); using torch", preferred[device], reason)
         return "torch"
     log.info("information: using %s for tensors on %s", preferred[device], device)
@@ -94,7 +94,7 @@ def _best(device: str) -> Literal["native", "triton", "torch"]:
 
 
 @lru_cache
-def _missing(impl: str) -> str | None:
+def why_missing(impl: str) -> str | None:
     """Why a backend cannot be used, or None."""
     try:
         if impl == "native":
