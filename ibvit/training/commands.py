@@ -12,7 +12,9 @@ import torch
 
 from ibvit.data.build import build_data
 from ibvit.data.recipes import apply_recipe
+from ibvit.information.backends import why_missing
 from ibvit.models import load
+from ibvit.ops.api import why_not_triton
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import evaluate
 from ibvit.training.run import stored_config, versions
@@ -49,6 +51,12 @@ def describe_environment() -> str:
     """Versions, devices and backends, a line each."""
     lines = [f"{name:22} {version}" for name, version in versions().items()]
     lines.append(f"{'platform':22} {platform.platform()}, {len(os.sched_getaffinity(0))} cores")
+    for backend, obstacle in (
+        ("fused bottleneck", why_not_triton()),
+        ("estimator, CPU", why_missing("native")),
+        ("estimator, GPU", why_missing("triton")),
+    ):
+        lines.append(f"{backend:22} {'available' if obstacle is None else f'not available: {obstacle}'}")
     if torch.cuda.is_available():
         lines += [f"{'cuda ' + str(i):22} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return "\n".join(lines)

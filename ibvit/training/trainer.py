@@ -22,7 +22,7 @@ from ibvit.data.types import Batch
 from ibvit.models import VisionTransformer
 from ibvit.models.kl import penalty
 from ibvit.training import schedules
-from ibvit.training.checkpoint import save_checkpoint
+from ibvit.training.checkpoint import LAST, save_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import Evaluation, evaluate
 from ibvit.training.interrupt import Interrupted, SignalWatch
@@ -245,10 +245,12 @@ class Trainer:
         parts = [
             name for name, value in (("cross-entropy", ce), ("KL", price)) if not torch.isfinite(torch.tensor(value))
         ]
-        last = self.config.run_dir / CHECKPOINTS
-        raise NonFiniteLossError(
-            f"loss: not finite at step {bad} ({' and '.join(parts) or 'their sum'}); last good checkpoint in {last}"
-        )
+        raise self._non_finite(f"loss: not finite at step {bad} ({' and '.join(parts) or 'their sum'})")
+
+    def _non_finite(self, what: str) -> NonFiniteLossError:
+        last = self.config.run_dir / CHECKPOINTS / LAST
+        kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+        return NonFiniteLossError(f"{what}; {kept}")
 
     def _check_signals(self, signals: SignalWatch) -> None:
         """All ranks stop at the same step, whichever of them the signal has reached."""
@@ -287,7 +289,11 @@ class Trainer:
         self.keys = self._noise_keys()
 
     def save(self) -> None:
-        """Checkpoint now; only rank 0 writes."""
+        """Checkpoint now, if all weights are finite; only rank 0 writes."""
+        self._check_loss()
+        norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
+        if not bool(torch.isfinite(norms).all()):
+            raise self._non_finite(f"weights: not finite after step {self.progress.step - 1}")
         state = self.state_dict()
         if self.processes.is_main:
             save_checkpoint(self.config.run_dir / CHECKPOINTS, state)
@@ -306,10 +312,11 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 def _wrap(model: VisionTransformer, config: TrainConfig, processes: Processes) -> nn.Module:
     net: nn.Module = model
     if processes.world_size > 1:
+        # The one buffer, the model's own noise key, is not used in training: nothing to broadcast.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["noise_key"])
         net = DistributedDataParallel(
             model,
             device_ids=[processes.device] if processes.device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
             static_graph=config.accumulate == 1,
         )
