@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -121,8 +121,13 @@ def _validate(
 
 
 @torch.compiler.assume_constant_result
+def _choose(*case: Any) -> Literal["triton", "reference"]:
+    """What `_decide` decided; torch.compile takes it for a constant."""
+    return _decide(*case)
+
+
 @functools.cache
-def _choose(
+def _decide(
     impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int
 ) -> Literal["triton", "reference"]:
     """The implementation for these sizes; decided, and for "auto" logged, once."""

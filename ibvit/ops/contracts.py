@@ -21,6 +21,7 @@ _PARAMS = (
 )
 _PARAM_COUNT = 10
 
+# d_inner: the gradients of w1, b1, w2, b2, w3, b3, of the merged map, and of proj_bias, one after the other.
 # weights, biases: the parameters as the kernels read them, W4 folded into the projection; the backward reuses them.
 _library = torch.library.Library("ibvit", "DEF")
 _library.define(
@@ -29,7 +30,7 @@ _library.define(
 )
 _library.define(
     f"bottleneck_backward(Tensor d_update, Tensor d_kl, Tensor y, {_PARAMS}, Tensor weights, Tensor biases, "
-    f"Tensor key, int block) -> (Tensor y, {_PARAMS})"
+    "Tensor key, int block) -> (Tensor d_y, Tensor d_inner, Tensor d_w4, Tensor d_b4, Tensor d_proj_weight)"
 )
 
 
@@ -76,7 +77,10 @@ def _backward(d_update: Tensor, d_kl: Tensor, y: Tensor, *rest: Any) -> tuple[Te
 
 
 def _backward_fake(d_update: Tensor, d_kl: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(y), *(torch.empty_like(p, dtype=torch.float32) for p in rest[:_PARAM_COUNT])
+    params = rest[:_PARAM_COUNT]
+    outer = (torch.empty_like(params[i], dtype=torch.float32) for i in (6, 7, 8))
+    d_inner = y.new_empty(sum(_kernels().gradient_sizes(_shape(params))), dtype=torch.float32)
+    return torch.empty_like(y), d_inner, *outer
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -90,9 +94,11 @@ def _gradients(ctx: Any, d_update: Tensor, d_kl: Tensor, *_: Any) -> tuple[Tenso
     saved = ctx.saved_tensors
     y, params = saved[0], saved[1 : _PARAM_COUNT + 1]
     d_update, d_kl = d_update.contiguous(), d_kl.contiguous()
-    grads = torch.ops.ibvit.bottleneck_backward(d_update.to(y.dtype), d_kl, *saved, ctx.block)
-    d_params = [grad.to(param.dtype) for grad, param in zip(grads[1:], params, strict=True)]
-    return grads[0], *d_params, d_update if ctx.has_residual else None, None, None
+    d_y, d_inner, *outer = torch.ops.ibvit.bottleneck_backward(d_update.to(y.dtype), d_kl, *saved, ctx.block)
+    *inner, _, d_proj_bias = d_inner.split(_kernels().gradient_sizes(_shape(params)))
+    grads = (*inner, *outer, d_proj_bias)
+    d_params = (grad.view_as(param).to(param.dtype) for grad, param in zip(grads, params, strict=True))
+    return d_y, *d_params, d_update if ctx.has_residual else None, None, None
 
 
 def _no_double_backward(ctx: Any, *_: Any) -> None:

@@ -8,22 +8,23 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
-
 from ibvit_kernels.bottleneck_backward import backward_kernel
 from ibvit_kernels.bottleneck_forward import forward_kernel
 from ibvit_kernels.bottleneck_pack import COLUMNS, pack_kernel, unmerge_kernel
 from ibvit_kernels.bottleneck_tiles import (
     INTERPRETER,
+    Launch,
     Shape,
+    Tile,
     backward_launches,
     column_groups,
     forward_tile,
     gradient_sizes,
     splits,
 )
+from torch import Tensor
 
-FUSION = {"enable_fp_fusion": True}  # multiply-adds fuse, whatever the installed Triton's default
+Constants = dict[str, int | bool]  # constexprs of one launch and its options; cached, not to be changed
 
 
 class Packed(NamedTuple):
@@ -42,8 +43,9 @@ class Latents(NamedTuple):
 
 
 def shape_of(w1: Tensor, w3: Tensor, proj_weight: Tensor) -> Shape:
+    """The kernels are compiled for these sizes, so symbolic ones become numbers."""
     heads, width, hidden = w1.shape
-    return Shape(heads, width, proj_weight.shape[0], hidden, w3.shape[1])
+    return Shape(*(int(size) for size in (heads, width, proj_weight.shape[0], hidden, w3.shape[1])))
 
 
 def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
@@ -57,9 +59,7 @@ def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
         torch.empty(shape.biases, dtype=torch.float32, device=device),
     )
     column_tiles = triton.cdiv(shape.padded_columns, COLUMNS)
-    pack_kernel[(shape.heads, column_tiles + 1)](
-        *params, *packed, **_sizes(shape), HIDDEN=shape.hidden, TILE=COLUMNS, num_warps=4, **FUSION
-    )
+    pack_kernel[(shape.heads, column_tiles + 1)](*params, *packed, **pack_constants(shape))
     return packed
 
 
@@ -72,13 +72,11 @@ def forward(
     kl = torch.empty(batch, shape.heads, tokens, dtype=torch.float32, device=y.device)
     written = Latents(*kl.new_empty(3, *kl.shape, shape.latent)) if latents else None
     rows = batch * tokens
-    groups, wide, narrow = column_groups(shape.columns)
     tile = forward_tile(architecture(y.device), shape, y.dtype.itemsize)
     if rows > 0:
-        forward_kernel[(triton.cdiv(rows, tile.rows), groups)](
+        forward_kernel[(triton.cdiv(rows, tile.rows), column_groups(shape.columns)[0])](
             y, *packed, residual, key, update, kl, *(written or (None, None, None)), block, rows, tokens,
-            **_sizes(shape), ROWS=tile.rows, WIDE=wide, NARROW=narrow, STAGES=tile.stages,
-            RESIDUAL=residual is not None, LATENTS=latents, num_warps=tile.warps, num_stages=tile.stages, **FUSION,
+            **forward_constants(shape, tile, residual is not None, latents),
         )  # fmt: skip
     return update, kl, written
 
@@ -93,9 +91,9 @@ def backward(
     key: Tensor,
     block: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of y (its dtype) and of params (float32; order and shapes of `pack`).
+    """Gradients: of y in its dtype, the inner ones in one float32 vector (`gradient_sizes`), of w4, b4, proj_weight.
 
-    The kernel writes one part of each parameter's gradient a program; torch adds the parts up, in a fixed order.
+    Each program of the kernel writes its part of each parameter's gradient; torch adds the parts up in a fixed order.
     """
     batch, tokens, _ = y.shape
     rows = batch * tokens
@@ -104,25 +102,18 @@ def backward(
     programs = splits(shape, rows, min(launch.tile.rows for launch in launches), multiprocessors(y.device))
     sizes = gradient_sizes(shape)
     parts = torch.empty(programs, sum(sizes), dtype=torch.float32, device=y.device)
-    groups, wide, narrow = column_groups(shape.columns)
+    groups = column_groups(shape.columns)[0]
     for launch in launches:
-        tile = launch.tile
         backward_kernel[(shape.heads, programs, groups if launch.merged else 1)](
-            d_update, d_kl, y, *packed, key, d_y, parts, block, rows, tokens,
-            **_sizes(shape), HIDDEN=shape.hidden, ROWS=tile.rows, WIDE=wide, NARROW=narrow, STAGES=tile.stages,
-            INPUT=launch.input, POSTERIOR=launch.posterior, DECODER=launch.decoder, MERGED=launch.merged,
-            num_warps=tile.warps, num_stages=tile.stages, **FUSION,
-        )  # fmt: skip
-    *inner, d_merged, d_bias = parts.sum(dim=0).split(sizes)
+            d_update, d_kl, y, *packed, key, d_y, parts, block, rows, tokens, **backward_constants(shape, launch)
+        )
+    d_inner = parts.sum(dim=0)
+    d_merged, d_bias = d_inner.split(sizes)[-2:]
     w4, b4, proj_weight = params[6:9]
     outer = tuple(torch.empty_like(p, dtype=torch.float32) for p in (w4, b4, proj_weight))
     tiles = triton.cdiv(shape.columns, COLUMNS) + triton.cdiv(shape.hidden, COLUMNS)
-    unmerge_kernel[(shape.heads, tiles)](
-        d_merged, d_bias, w4, b4, proj_weight, *outer, H=shape.heads, D=shape.width, C=shape.columns,
-        HIDDEN=shape.hidden, HP=shape.padded_hidden, TILE=COLUMNS, num_warps=4, **FUSION,
-    )  # fmt: skip
-    d_inner = (grad.view_as(param) for grad, param in zip(inner, params[:6], strict=True))
-    return d_y, *d_inner, *outer, d_bias
+    unmerge_kernel[(shape.heads, tiles)](d_merged, d_bias, w4, b4, proj_weight, *outer, **unmerge_constants(shape))
+    return d_y, d_inner, *outer
 
 
 @functools.cache
@@ -134,20 +125,47 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _sizes(shape: Shape) -> dict[str, int]:
-    """The constexprs that the kernels share."""
-    return {
-        "H": shape.heads,
-        "D": shape.width,
-        "C": shape.columns,
-        "LATENT": shape.latent,
-        "HP": shape.padded_hidden,
-        "LP": shape.padded_latent,
-        "CP": shape.padded_columns,
-    }
-
-
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run at once; in the interpreter a few, so that there is something to add up."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+@functools.cache
+def pack_constants(shape: Shape) -> Constants:
+    return {**_sizes(shape), "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(4, 1)}
+
+
+@functools.cache
+def unmerge_constants(shape: Shape) -> Constants:
+    sizes = {name: _sizes(shape)[name] for name in ("H", "D", "C", "HP")}
+    return {**sizes, "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(4, 1)}
+
+
+@functools.cache
+def forward_constants(shape: Shape, tile: Tile, residual: bool, latents: bool) -> Constants:
+    flags = {"RESIDUAL": residual, "LATENTS": latents}
+    return {**_sizes(shape), **_tiling(shape, tile), **flags, **_options(tile.warps, tile.stages)}
+
+
+@functools.cache
+def backward_constants(shape: Shape, launch: Launch) -> Constants:
+    tile, *wanted = launch
+    flags = dict(zip(("INPUT", "POSTERIOR", "DECODER", "MERGED"), wanted, strict=True))
+    options = _options(tile.warps, tile.stages)
+    return {**_sizes(shape), "HIDDEN": shape.hidden, **_tiling(shape, tile), **flags, **options}
+
+
+def _sizes(shape: Shape) -> Constants:
+    padded = {"HP": shape.padded_hidden, "LP": shape.padded_latent, "CP": shape.padded_columns}
+    return {"H": shape.heads, "D": shape.width, "C": shape.columns, "LATENT": shape.latent, **padded}
+
+
+def _tiling(shape: Shape, tile: Tile) -> Constants:
+    _, wide, narrow = column_groups(shape.columns)
+    return {"ROWS": tile.rows, "WIDE": wide, "NARROW": narrow, "STAGES": tile.stages}
+
+
+def _options(warps: int, stages: int) -> Constants:
+    """Launch options. Multiply-adds fuse, whatever the installed Triton's default."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from ibvit_kernels.bottleneck_math import LOG2E, gelu_and_slope, latent_of_column, standard_normal
 
 
@@ -105,27 +104,27 @@ def backward_kernel(
         if NARROW > 0:
             d_out_narrow = tl.load(out + narrow, mask=real_row[:, None] & (first + narrow < C)[None, :], other=0.0)
         if CHAIN:
-            d_g = tl.dot(d_out_wide, tl.trans(merged_wide), input_precision="ieee")
+            d_g = tl.dot(d_out_wide, tl.trans(merged_wide), input_precision="tf32x3")
             if NARROW > 0:
-                d_g = tl.dot(d_out_narrow, tl.trans(merged_narrow), d_g, input_precision="ieee")
-            for group in tl.static_range(GROUP, CP, GROUP):
+                d_g = tl.dot(d_out_narrow, tl.trans(merged_narrow), d_g, input_precision="tf32x3")
+            for group in tl.range(GROUP, CP, GROUP):
                 real = real_row[:, None] & (group + wide < C)[None, :]
                 d_out = tl.load(out + (group + wide), mask=real, other=0.0)
-                d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + wide))), d_g, input_precision="ieee")
+                d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + wide))), d_g, input_precision="tf32x3")
                 if NARROW > 0:
                     real = real_row[:, None] & (group + narrow < C)[None, :]
                     d_out = tl.load(out + (group + narrow), mask=real, other=0.0)
-                    d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + narrow))), d_g, input_precision="ieee")
+                    d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + narrow))), d_g, input_precision="tf32x3")
 
         if INPUT or POSTERIOR:
             at_kl = (image.to(tl.int64) * H + head) * tokens + token
             price = tl.load(d_kl + at_kl, mask=real_row, other=0.0)[:, None]
         at_y = row.to(tl.int64)[:, None] * (H * D) + (head * D + d)
         y_h = tl.load(y + at_y, mask=real_row[:, None], other=0.0)
-        a, slope1 = gelu_and_slope(tl.dot(y_h, w1, input_precision="ieee") + tl.load(b_here + hidden))
+        a, slope1 = gelu_and_slope(tl.dot(y_h, w1, input_precision="tf32x3") + tl.load(b_here + hidden))
         a = a.to(dtype)
         slope1 = _shrink(slope1, ROWS, HP, dtype)
-        posterior = tl.dot(a, w2, input_precision="ieee") + tl.load(b_here + HP + pair)
+        posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b_here + HP + pair)
         mu, raw_logvar = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
         inside = (raw_logvar >= -10.0) & (raw_logvar <= 10.0)
         logvar = tl.clamp(raw_logvar, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
@@ -137,33 +136,35 @@ def backward_kernel(
         if INPUT or POSTERIOR:
             mu *= price
             pull_logvar *= price
-        g, slope3 = gelu_and_slope(tl.dot(z, w3, input_precision="ieee") + tl.load(b_here + HP + 2 * LP + hidden))
+        g, slope3 = gelu_and_slope(tl.dot(z, w3, input_precision="tf32x3") + tl.load(b_here + HP + 2 * LP + hidden))
         g = g.to(dtype)
 
         if MERGED:
-            d_wide = tl.dot(tl.trans(d_out_wide), g, d_wide, input_precision="ieee")
-            d_bias_wide = tl.dot(ones, d_out_wide, d_bias_wide, input_precision="ieee")
+            d_wide = tl.dot(tl.trans(d_out_wide), g, d_wide, input_precision="tf32x3")
+            d_bias_wide = tl.dot(ones, d_out_wide, d_bias_wide, input_precision="tf32x3")
             if NARROW > 0:
-                d_narrow = tl.dot(tl.trans(d_out_narrow), g, d_narrow, input_precision="ieee")
-                d_bias_narrow = tl.dot(ones, d_out_narrow, d_bias_narrow, input_precision="ieee")
+                d_narrow = tl.dot(tl.trans(d_out_narrow), g, d_narrow, input_precision="tf32x3")
+                d_bias_narrow = tl.dot(ones, d_out_narrow, d_bias_narrow, input_precision="tf32x3")
         if CHAIN:
             d_g = (d_g * slope3).to(dtype)
             if DECODER:
-                d_w3 = tl.dot(tl.trans(d_g), z, d_w3, input_precision="ieee")
-                d_b3 = tl.dot(ones, d_g, d_b3, input_precision="ieee")
+                d_w3 = tl.dot(tl.trans(d_g), z, d_w3, input_precision="tf32x3")
+                d_b3 = tl.dot(ones, d_g, d_b3, input_precision="tf32x3")
         if INPUT or POSTERIOR:
-            d_z = tl.dot(d_g, tl.trans(w3), input_precision="ieee")
+            d_z = tl.dot(d_g, tl.trans(w3), input_precision="tf32x3")
             d_mu = d_z + mu
             d_logvar = d_z * noise + pull_logvar
             d_posterior = tl.reshape(tl.permute(tl.join(d_mu, d_logvar), [0, 2, 1]), [ROWS, 2 * LP]).to(dtype)
             if POSTERIOR:
-                d_w2 = tl.dot(tl.trans(d_posterior), a, d_w2, input_precision="ieee")
-                d_b2 = tl.dot(ones, d_posterior, d_b2, input_precision="ieee")
+                d_w2 = tl.dot(tl.trans(d_posterior), a, d_w2, input_precision="tf32x3")
+                d_b2 = tl.dot(ones, d_posterior, d_b2, input_precision="tf32x3")
         if INPUT:
-            d_a = (tl.dot(d_posterior, tl.trans(w2), input_precision="ieee") * _grow(slope1, ROWS, HP, dtype)).to(dtype)
-            d_w1 = tl.dot(tl.trans(y_h), d_a, d_w1, input_precision="ieee")
-            d_b1 = tl.dot(ones, d_a, d_b1, input_precision="ieee")
-            d_y_h = tl.dot(d_a, tl.trans(w1), input_precision="ieee")
+            d_a = (tl.dot(d_posterior, tl.trans(w2), input_precision="tf32x3") * _grow(slope1, ROWS, HP, dtype)).to(
+                dtype
+            )
+            d_w1 = tl.dot(tl.trans(y_h), d_a, d_w1, input_precision="tf32x3")
+            d_b1 = tl.dot(ones, d_a, d_b1, input_precision="tf32x3")
+            d_y_h = tl.dot(d_a, tl.trans(w1), input_precision="tf32x3")
             row_again = row + (tile >> 31)  # row itself; its addresses need not live through the step
             at_y = row_again.to(tl.int64)[:, None] * (H * D) + (head * D + d)
             tl.store(d_y + at_y, d_y_h.to(dtype), mask=(row_again < rows)[:, None])

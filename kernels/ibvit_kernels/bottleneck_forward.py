@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from ibvit_kernels.bottleneck_math import LOG2E, gelu, latent_of_column, standard_normal
 
 
@@ -73,17 +72,17 @@ def forward_kernel(
 
         y_tile = y + start.to(tl.int64) * (H * D) + head * D
         y_h = tl.load(y_tile + (local[:, None] * (H * D) + d), mask=real_row[:, None], other=0.0)
-        a = gelu(tl.dot(y_h, w1, input_precision="ieee") + tl.load(b + hidden)).to(dtype)
-        posterior = tl.dot(a, w2, input_precision="ieee") + tl.load(b + HP + pair)
+        a = gelu(tl.dot(y_h, w1, input_precision="tf32x3") + tl.load(b + hidden)).to(dtype)
+        posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b + HP + pair)
         mu_h, logvar_h = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
         logvar_h = tl.clamp(logvar_h, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
         sigma = tl.exp2(logvar_h * (0.5 * LOG2E))
         kl_h = 0.5 * tl.sum(sigma * sigma + mu_h * mu_h - 1.0 - logvar_h, axis=1)
         z_h = mu_h + sigma * standard_normal(seed, step, sample, token, block, head, ROWS, LP)
-        g = gelu(tl.dot(z_h.to(dtype), w3, input_precision="ieee") + tl.load(b + HP + 2 * LP + hidden)).to(dtype)
-        acc_wide = tl.dot(g, tl.load(merged + wide), acc_wide, input_precision="ieee")
+        g = gelu(tl.dot(z_h.to(dtype), w3, input_precision="tf32x3") + tl.load(b + HP + 2 * LP + hidden)).to(dtype)
+        acc_wide = tl.dot(g, tl.load(merged + wide), acc_wide, input_precision="tf32x3")
         if NARROW > 0:
-            acc_narrow = tl.dot(g, tl.load(merged + narrow), acc_narrow, input_precision="ieee")
+            acc_narrow = tl.dot(g, tl.load(merged + narrow), acc_narrow, input_precision="tf32x3")
 
         if first == 0:
             at_row = (image.to(tl.int64) * H + head) * tokens + token

@@ -98,6 +98,6 @@ def standard_normal(
 
 @triton.jit
 def latent_of_column(LATENTS: tl.constexpr) -> tl.tensor:
-    """Which latent each column of the kernels' [·, LATENTS] tiles holds: column 16k + 8a + 2t + b is 16k + 4t + 2a + b."""
+    """The latent in each column of the kernels' [·, LATENTS] tiles: 16k + 4t + 2a + b in column 16k + 8a + 2t + b."""
     column = tl.arange(0, LATENTS)
     return (column & ~15) + ((column >> 1) & 3) * 4 + ((column >> 3) & 1) * 2 + (column & 1)

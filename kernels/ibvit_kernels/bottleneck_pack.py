@@ -1,27 +1,16 @@
 """Weights as the kernels want them, and the way back for their gradients.
 
 W4 and Wo are two linear maps with nothing between them, so each call folds them into one: merged_h = W4_h Wo_hᵀ
-``[h, C]``, and Σ_h b4_h Wo_hᵀ + bo into one bias. `pack` computes that in float32 and lays all weights of a head side by
-side in the activations' precision, zero-padded to the tensor cores' sizes; `unmerge` turns the gradient of the
-merged map into those of W4, b4 and Wo.
+``[h, C]``, and Σ_h b4_h Wo_hᵀ + bo into one bias. `pack_kernel` computes that in float32 and lays the weights of each
+head side by side in the activations' precision, zero-padded to the tensor cores' sizes; `unmerge_kernel` turns the
+gradient of the merged map into those of W4, b4 and Wo.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
 import triton
 import triton.language as tl
-
 from ibvit_kernels.bottleneck_math import latent_of_column
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from ibvit_kernels.bottleneck_shapes import Shape
 
 COLUMNS = 16  # output columns of one program
 

@@ -62,15 +62,16 @@ def gradient_sizes(shape: Shape) -> list[int]:
 
 @functools.cache
 def column_groups(columns: int) -> tuple[int, int, int]:
-    """(groups, wide, narrow): C is covered by groups of wide + narrow columns, each zero or a power of two.
+    """(groups, wide, narrow): C is covered by groups of wide + narrow columns, powers of two; narrow may be 0.
 
-    Each group runs the encoder again, which costs about as much as 192 columns; the least total wins.
+    192 float32 columns are what the accumulators of 128 rows leave room for. Each group runs the encoder again, which
+    costs about as much as 192 columns; the least total wins.
 
     Example:
         >>> [column_groups(c) for c in (192, 384, 768, 1024, 100)]
-        [(1, 128, 64), (1, 256, 128), (2, 256, 128), (3, 256, 128), (1, 128, 0)]
+        [(1, 128, 64), (2, 128, 64), (4, 128, 64), (6, 128, 64), (1, 128, 0)]
     """
-    widths = [(16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 64), (256, 0), (256, 128)]
+    widths = [(16, 0), (32, 0), (64, 0), (64, 32), (128, 0), (128, 64)]
     tilings = [(-(-columns // (wide + narrow)), wide, narrow) for wide, narrow in widths]
     return min(tilings, key=lambda tiling: tiling[0] * (tiling[1] + tiling[2] + 192))
 
@@ -83,17 +84,6 @@ class Tile(NamedTuple):
     stages: int  # depth of the software pipeline
 
 
-INTERPRETER = 0
-"""The architecture that stands for Triton's interpreter."""
-
-
-def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
-    """Tile of the forward kernel for sm_<arch>, activations of `itemsize` bytes."""
-    if arch == INTERPRETER:
-        return Tile(16, 4, 1)
-    return Tile(128, 8, 2)
-
-
 class Launch(NamedTuple):
     """One launch of the backward kernel: its tile, and the gradients that it makes."""
 
@@ -104,13 +94,46 @@ class Launch(NamedTuple):
     merged: bool = False  # the merged map and the output's bias
 
 
+INTERPRETER = 0
+"""The architecture that stands for Triton's interpreter."""
+
+
+def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
+    """Tile of the forward kernel for sm_<arch>, activations of `itemsize` bytes.
+
+    A warp group of Hopper owns 64 rows, and Triton gives each warp group its own rows in a chain of products: eight
+    warps with fewer than 128 rows would compute everything twice.
+    """
+    if arch == INTERPRETER:
+        return Tile(16, 4, 1)
+    if itemsize == 4 or _large(shape):
+        return Tile(16, 4, 1)
+    return Tile(128, 8, 2 if arch >= 90 else 1)
+
+
 def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, ...]:
-    """What the backward pass launches. As many gradients at once as fit into registers without a spill."""
-    tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(128, 8, 1)
-    groups = column_groups(shape.columns)[0]
-    if groups > 1:
-        return Launch(tile, input=True, decoder=True), Launch(tile, posterior=True), Launch(tile, merged=True)
-    return Launch(tile, input=True, decoder=True), Launch(tile, posterior=True, merged=True)
+    """What the backward pass launches: as many gradients at once as fit into registers.
+
+    Every launch recomputes the forward pass, so few launches are better; `input` and `decoder` share the gradient of g,
+    `merged` needs no more than the forward pass.
+    """
+    one_group = column_groups(shape.columns)[0] == 1
+    if arch >= 90 and itemsize == 2 and not _large(shape):
+        tile = Tile(128, 8, 1)
+        first = Launch(tile, input=True, decoder=True)
+        if one_group:
+            return first, Launch(tile, posterior=True, merged=True)
+        return first, Launch(tile, posterior=True), Launch(tile, merged=True)
+    if itemsize == 2 and not _large(shape):
+        tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(32, 8, 1)
+        return Launch(tile, input=True), Launch(tile, posterior=True, decoder=True), Launch(tile, merged=True)
+    tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(16, 8, 1)
+    return tuple(Launch(tile, **{name: True}) for name in ("input", "posterior", "decoder", "merged"))
+
+
+def _large(shape: Shape) -> bool:
+    """Whether one head's weights are beyond the sizes of the paper (D = h = 64, r = 32)."""
+    return max(shape.width, shape.hidden) > 64 or shape.latent > 32
 
 
 def splits(shape: Shape, rows: int, rows_a_step: int, multiprocessors: int) -> int:

@@ -1,0 +1,196 @@
+"""Twelve bottleneck + projection layers of ViT-Tiny: fused kernels against three ways of plain PyTorch.
+
+    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_bottleneck.py
+
+The peers: a loop over the heads as the paper's code has it, the batched reference, and that under torch.compile. Each
+must first agree with the reference. On a GPU, times are between CUDA events, over inputs that rotate through more than
+the L2 cache holds, bf16 over float32 parameters; results go to results/<gpu>-bottleneck.json. Without a GPU the same
+code runs at toy size on the CPU, reference and loop only, and writes nothing: it cannot rot.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from ibvit.ops import BottleneckParams, bottleneck_write, reference
+from ibvit.ops.noise import standard_normal
+from tests.ops.problem import Problem, make_problem, rms
+
+GPU = torch.cuda.is_available()
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
+BLOCKS = 12
+BATCHES, TOKENS = ((64, 256, 1024), 196) if GPU else ((2,), 5)
+HEADS, WIDTH, HIDDEN, LATENT = 3, 64, 64, 32
+COLUMNS = HEADS * WIDTH
+ROTATION = 160 << 20  # bytes of inputs to walk through: more than three times an H200's L2
+COPY_BANDWIDTH, TENSOR_FLOPS = 4.3e12, 790e12  # an H200's, measured: what the share of the floor refers to
+RESULTS = Path(__file__).parent / "results"
+
+Write = Callable[[Problem], tuple[Tensor, Tensor]]
+
+
+def per_head_loop(problem: Problem) -> tuple[Tensor, Tensor]:
+    """One head after the other, each layer its own call."""
+    y, params, weight, bias, key, block = problem
+    batch, tokens, _ = y.shape
+    eps = standard_normal(key, block, batch, HEADS, tokens, LATENT)
+    messages, prices = [], []
+    for head, y_h in enumerate(y.split(WIDTH, dim=-1)):
+        w1, b1, w2, b2, w3, b3, w4, b4 = (p[head].to(y.dtype) for p in params)
+        mu, logvar = (F.gelu(y_h @ w1 + b1) @ w2 + b2).float().chunk(2, dim=-1)
+        logvar = logvar.clamp(-10, 10)
+        z = mu + torch.exp(logvar / 2) * eps[:, head]
+        prices.append(0.5 * (logvar.exp() + mu.square() - 1 - logvar).sum(dim=-1))
+        messages.append(F.gelu(z.to(y.dtype) @ w3 + b3) @ w4 + b4)
+    update = F.linear(torch.cat(messages, dim=-1), weight.to(y.dtype), bias.to(y.dtype))
+    return update, torch.stack(prices, dim=1)
+
+
+def batched(problem: Problem) -> tuple[Tensor, Tensor]:
+    y, params, weight, bias, key, block = problem
+    return reference.bottleneck_write(y, params, weight.to(y.dtype), bias.to(y.dtype), key, block)
+
+
+def fused(problem: Problem) -> tuple[Tensor, Tensor]:
+    return bottleneck_write(*problem, impl="triton")
+
+
+WRITES: dict[str, Write] = {"per-head loop": per_head_loop, "batched reference": batched}
+if GPU:
+    WRITES |= {"compiled reference": torch.compile(batched), "fused": fused}
+
+
+def floor(batch: int, what: str) -> tuple[float, float, float]:
+    """(bytes, FLOP, seconds) that twelve layers need at least, for the sizes above in bf16."""
+    rows = batch * TOKENS
+    encoder = WIDTH * HIDDEN + HIDDEN * 2 * LATENT + LATENT * HIDDEN
+    flops = {"forward": 2.0 * rows * HEADS * (encoder + HIDDEN * COLUMNS)}
+    flops["backward"] = 2.0 * rows * HEADS * (3 * encoder + 2 * HIDDEN * COLUMNS)
+    traffic = {"forward": rows * (4.0 * COLUMNS + 4 * HEADS), "backward": rows * (6.0 * COLUMNS + 4 * HEADS)}
+    kinds = ("forward", "backward") if what == "both" else (what,)
+    seconds = sum(max(traffic[kind] / COPY_BANDWIDTH, flops[kind] / TENSOR_FLOPS) for kind in kinds)
+    return BLOCKS * sum(traffic[k] for k in kinds), BLOCKS * sum(flops[k] for k in kinds), BLOCKS * seconds
+
+
+def layers(batch: int) -> list[Problem]:
+    """Twelve layers' problems, then more inputs until they exceed the L2 cache."""
+    base = make_problem(HEADS, WIDTH, COLUMNS, HIDDEN, LATENT, batch, TOKENS).cast(DTYPE, DEVICE)
+    size = base.y.numel() * base.y.element_size()
+    count = max(BLOCKS, -(-ROTATION // (2 * size))) if GPU else BLOCKS
+    params = [p.requires_grad_() for p in (*base.params, *base[2:4])]
+    weights = BottleneckParams(*params[:8])
+    return [
+        Problem(torch.randn_like(base.y).requires_grad_(), weights, *params[8:], base.key, block)
+        for block in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def record() -> Iterator[dict[str, Any]]:
+    found: dict[str, Any] = {
+        "what": f"{BLOCKS} layers, H={HEADS} D={WIDTH} h={HIDDEN} r={LATENT} C={COLUMNS}, {TOKENS} tokens, {DTYPE}",
+        "device": torch.cuda.get_device_name() if GPU else platform.processor(),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()},
+        "results": [],
+    }
+    yield found
+    if GPU:
+        RESULTS.mkdir(exist_ok=True)
+        name = found["device"].lower().replace("nvidia ", "").replace(" ", "-")
+        (RESULTS / f"{name}-bottleneck.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", WRITES)
+def test_gate(name, batch):
+    """Outputs agree with the float32 reference, so the times below compare the same thing."""
+    problem = layers(batch)[0]
+    with torch.no_grad():
+        truth = batched(problem.cast(torch.float32, DEVICE))
+        for one, other in zip(WRITES[name](problem), truth, strict=True):
+            assert rms(one - other) <= 2e-2 * rms(other)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("what", ["forward", "backward", "both"])
+@pytest.mark.parametrize("name", WRITES)
+def test_twelve_layers(name, what, batch, benchmark, record):
+    write, problems = WRITES[name], itertools.cycle(layers(batch))
+    d_update = torch.randn(batch, TOKENS, COLUMNS, device=DEVICE, dtype=DTYPE)
+    d_kl = torch.full((batch, HEADS, TOKENS), 1e-3, device=DEVICE)
+
+    def forward() -> list[tuple[Problem, tuple[Tensor, Tensor]]]:
+        with torch.set_grad_enabled(what != "forward"):
+            return [(problem, write(problem)) for problem in itertools.islice(problems, BLOCKS)]
+
+    def backward(passed: list[tuple[Problem, tuple[Tensor, Tensor]]]) -> None:
+        for problem, outputs in passed:
+            torch.autograd.grad(outputs, (problem.y, *problem.params, *problem[2:4]), (d_update, d_kl))
+
+    def prepare() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((forward(),) if what == "backward" else ()), {}
+
+    run: Callable[..., Any] = {"forward": forward, "backward": backward, "both": lambda: backward(forward())}[what]
+    times: list[float] = []
+
+    def timed(*args: Any) -> None:
+        if not GPU:
+            run(*args)
+            return
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(40_000_000)  # the launches queue up behind it, so that the events see the GPU, not the CPU
+        start.record()
+        run(*args)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+
+    benchmark.pedantic(timed, setup=prepare, rounds=20 if GPU else 1, warmup_rounds=5 if GPU else 0)
+    if not GPU:
+        return
+    milliseconds = statistics.median(times[5:])
+    traffic, flops, least = floor(batch, what)
+    result = {
+        "name": name, "what": what, "batch": batch, "ms": milliseconds, "GB/s": traffic / milliseconds / 1e6,
+        "TFLOP/s": flops / milliseconds / 1e9, "share of floor": 1e3 * least / milliseconds,
+        "MB saved for backward": saved_bytes(write, next(problems)) * BLOCKS / 1e6,
+    }  # fmt: skip
+    record["results"].append(result)
+    print(
+        "\n  "
+        + "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in result.items())
+    )
+
+
+def saved_bytes(write: Write, problem: Problem) -> int:
+    """Bytes of the distinct buffers that one layer keeps for its backward pass, parameters not counted."""
+    parameters = {p.untyped_storage().data_ptr() for p in (*problem.params, *problem[2:4])}
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = write(problem)
+    del outputs
+    return sum(saved.values())
+
+
+def test_saved_bytes_of_the_loop_exceed_those_of_its_input():
+    problem = layers(BATCHES[0])[0]
+    assert saved_bytes(per_head_loop, problem) > problem.y.numel() * problem.y.element_size()

@@ -1,0 +1,39 @@
+"""Every bottleneck kernel, on the tiles chosen for it, compiles for each architecture, fits, and spills nothing."""
+
+from __future__ import annotations
+
+import pytest
+from ibvit_kernels.bottleneck_tiles import Shape
+
+from tests.kernels.bottleneck_variants import variants
+from tests.kernels.resources import ARCHITECTURES, assert_fits, compile_kernel, prefetch
+
+VIT_TINY = Shape(heads=3, width=64, columns=192, hidden=64, latent=32)
+VIT_SMALL = VIT_TINY._replace(heads=6, columns=384)
+
+# ViT-Tiny in bf16 everywhere; on one architecture what differs from it: float32, and two column groups.
+CASES = [(arch, VIT_TINY, "bf16") for arch in ARCHITECTURES]
+CASES += [(90, VIT_TINY, "fp32"), (90, VIT_SMALL, "bf16")]
+# Launches known to spill, and the bytes a thread that they may: float32 is for checking, not for speed.
+SPILLS = {("fp32", "backward input"): 64}
+IDS = [
+    f"sm_{arch}-H{shape.heads}-D{shape.width}-h{shape.hidden}-r{shape.latent}-{dtype}" for arch, shape, dtype in CASES
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queue() -> None:
+    """Queue everything at once: the compiler works while the tests wait for its first result."""
+    for case in CASES:
+        for _, job in variants(*case):
+            prefetch(*job, arch=case[0])
+
+
+@pytest.mark.parametrize(("arch", "shape", "dtype"), CASES, ids=IDS)
+def test_fits_and_spills_nothing(arch, shape, dtype, capsys):
+    for name, job in variants(arch, shape, dtype):
+        usage = compile_kernel(*job, arch=arch)
+        with capsys.disabled():
+            print(f"\n  sm_{arch} {dtype} {name:28s} {usage}", end="")
+        assert usage.stack <= SPILLS.get((dtype, name), 0), name
+        assert_fits(usage._replace(stack=0), arch)

@@ -1,0 +1,81 @@
+"""Random inputs of the bottleneck op, its results and gradients by name, and the error budget."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibvit import ops
+from ibvit.ops import BottleneckParams, noise_key
+
+NAMES = ("update", "kl", "y", *BottleneckParams._fields, "proj_weight", "proj_bias")
+
+
+class Problem(NamedTuple):
+    """Arguments of `bottleneck_write`, float64, initialised as the model's are."""
+
+    y: Tensor
+    params: BottleneckParams
+    proj_weight: Tensor
+    proj_bias: Tensor
+    key: Tensor
+    block: int
+
+    def cast(self, dtype: torch.dtype, device: str = "cpu") -> Problem:
+        """y in `dtype` over float32 parameters, as under autocast; float64 stays float64 throughout."""
+        master = torch.float64 if dtype == torch.float64 else torch.float32
+        params = BottleneckParams(*(p.to(device, master) for p in self.params))
+        outer = (self.proj_weight.to(device, master), self.proj_bias.to(device, master), self.key.to(device))
+        return Problem(self.y.to(device, dtype), params, *outer, self.block)
+
+
+def make_problem(
+    heads: int, width: int, columns: int, hidden: int, latent: int, batch: int, tokens: int, logvar: float = -1.0
+) -> Problem:
+    generator = torch.Generator().manual_seed(7)
+
+    def linear(fan_in: int, *size: int) -> Tensor:
+        uniform = torch.rand(*size, generator=generator, dtype=torch.float64)
+        return (2 * uniform - 1) / math.sqrt(fan_in)
+
+    params = BottleneckParams(
+        linear(width, heads, width, hidden), linear(width, heads, hidden),
+        linear(hidden, heads, hidden, 2 * latent), linear(hidden, heads, 2 * latent),
+        linear(latent, heads, latent, hidden), linear(latent, heads, hidden),
+        linear(hidden, heads, hidden, width), linear(hidden, heads, width),
+    )  # fmt: skip
+    params.b2[:, latent:] += logvar
+    total = heads * width
+    y = torch.randn(batch, tokens, total, generator=generator, dtype=torch.float64)
+    # A seed and a first sample beyond 32 bits, so that each counter word matters.
+    key = noise_key(seed=123456789012345, step=77, first_sample=2**32 - 1)
+    return Problem(y, params, linear(total, columns, total), linear(total, columns), key, block=11)
+
+
+def gradients(problem: Problem, impl: ops.Impl) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a random linear function of them, by name."""
+    leaves = [t.detach().clone().requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
+    params = BottleneckParams(*leaves[1:9])
+    update, kl = ops.bottleneck_write(leaves[0], params, leaves[9], leaves[10], problem.key, problem.block, impl=impl)
+    generator = torch.Generator().manual_seed(8)
+    d_outputs = [torch.randn(out.shape, generator=generator).to(out) for out in (update, kl)]
+    torch.autograd.backward([update, kl], d_outputs)
+    return dict(zip(NAMES, (update.detach(), kl.detach(), *(leaf.grad for leaf in leaves)), strict=True))
+
+
+def rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def assert_within_budget(problem: Problem, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Each output and gradient: error ≤ 2 × the plain implementation's in `dtype`, plus a few roundings of float32."""
+    truth = gradients(problem.cast(torch.float64, device), "reference")
+    plain = gradients(problem.cast(dtype, device), "reference")
+    fused = gradients(problem.cast(dtype, device), "triton")
+    for name in NAMES:
+        error, allowed = rms(fused[name] - truth[name]), 2 * rms(plain[name] - truth[name])
+        rounding = 2**-22 * rms(truth[name])
+        assert error <= allowed + rounding, f"{name}: rms error {error:.2e} > {allowed:.2e} + {rounding:.2e}"

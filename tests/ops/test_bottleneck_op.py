@@ -1,0 +1,205 @@
+"""The op: validation, choice of implementation, and PyTorch's machinery around the (interpreted) kernels."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ibvit.ops import BottleneckParams, api, bottleneck_write
+from ibvit.ops.contracts import fused_write
+from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
+from tests.ops.problem import Problem, gradients, make_problem
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
+
+
+@pytest.fixture
+def problem() -> Problem:
+    """The least that the kernels take."""
+    return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
+
+
+class Write(nn.Module):
+    """The op as a module owns it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.params = nn.ParameterList(nn.Parameter(p.clone()) for p in (*problem.params, *problem[2:4]))
+        self.block = problem.block
+
+    def forward(self, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        params = BottleneckParams(*self.params[:8])
+        return bottleneck_write(y, params, self.params[8], self.params[9], key, self.block, impl="triton")
+
+
+WRONG = {
+    "y": lambda p: p._replace(y=p.y[0]),
+    "y: expected a last axis": lambda p: p._replace(y=p.y[..., :-1]),
+    "y: expected a floating": lambda p: p._replace(y=p.y.long()),
+    "params.b2": lambda p: p._replace(params=p.params._replace(b2=p.params.b2[:, 1:])),
+    "params.w4": lambda p: p._replace(params=p.params._replace(w4=p.params.w4.mT)),
+    "params.w1": lambda p: p._replace(params=p.params._replace(w1=p.params.w1[0])),
+    "proj_bias": lambda p: p._replace(proj_bias=p.proj_bias[1:]),
+    "proj_weight: expected y's device": lambda p: p._replace(proj_weight=p.proj_weight.to("meta")),
+    "key": lambda p: p._replace(key=p.key.int()),
+    "block": lambda p: p._replace(block=4096),
+}
+
+
+@pytest.mark.parametrize(("message", "spoil"), WRONG.items(), ids=WRONG)
+def test_wrong_arguments_are_named(problem, message, spoil):
+    with pytest.raises(ValueError, match=message):
+        bottleneck_write(*spoil(problem), impl="reference")
+
+
+def test_residual_must_match(problem):
+    with pytest.raises(ValueError, match="residual: expected shape"):
+        bottleneck_write(*problem, residual=torch.zeros(1, 3, 17))
+
+
+@pytest.fixture
+def fresh_choice():
+    """Forget what was decided, before and after."""
+    api._decide.cache_clear()
+    yield
+    api._decide.cache_clear()
+
+
+def test_auto_chooses_the_reference_on_a_cpu_and_logs_it_once(problem, fresh_choice, caplog):
+    with caplog.at_level(logging.INFO, logger="ibvit.ops.api"):
+        for _ in range(2):
+            bottleneck_write(*problem)
+    assert [record.getMessage() for record in caplog.records] == ["bottleneck: impl=auto chose reference (y is on cpu)"]
+
+
+def test_explicit_triton_raises_and_says_why(problem, fresh_choice, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(RuntimeError, match="impl='triton' is not available: the kernels need a CUDA device"):
+        bottleneck_write(*problem, impl="triton")
+
+
+def test_explicit_triton_names_the_size_it_has_no_kernel_for():
+    odd = make_problem(heads=1, width=48, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
+    with pytest.raises(RuntimeError, match="head width D: expected one of"):
+        bottleneck_write(*odd, impl="triton")
+    assert bottleneck_write(*odd, impl="auto").update.shape == (1, 3, 16)
+
+
+def test_unknown_implementation(problem):
+    with pytest.raises(ValueError, match="impl: expected one of auto, triton, reference, got 'cuda'"):
+        bottleneck_write(*problem, impl="cuda")
+
+
+def test_opcheck(problem):
+    """Schema, fake tensors, autograd registration and AOT dispatch agree with the implementation."""
+    tensors = [t.requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
+    residual = torch.randn(1, 3, 16, requires_grad=True)
+    torch.library.opcheck(torch.ops.ibvit.bottleneck_forward, (*tensors, residual, problem.key, problem.block))
+    with torch.no_grad():
+        _, _, *packed = torch.ops.ibvit.bottleneck_forward(*tensors, None, problem.key, problem.block)
+        d_outputs = torch.randn(1, 3, 16), torch.randn(1, 1, 3)
+    torch.library.opcheck(
+        torch.ops.ibvit.bottleneck_backward,
+        (*d_outputs, *(t.detach() for t in tensors), *packed, problem.key, problem.block),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Input .* requires gradient and is not a double precision")
+def test_finite_differences(problem):
+    """Central differences of the whole op along random directions, kernel arithmetic in float32."""
+    inputs = [t.requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
+
+    def write(y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        return fused_write(y, params, None, problem.key, problem.block)
+
+    assert torch.autograd.gradcheck(write, inputs, eps=1e-2, atol=5e-3, rtol=2e-2, fast_mode=True)
+
+
+def test_second_derivative_is_refused(problem):
+    y = problem.y.requires_grad_()
+    update = bottleneck_write(*problem._replace(y=y), impl="triton").update
+    (grad,) = torch.autograd.grad(update.sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def test_unused_outputs(problem):
+    """Only the update, or only the KL, goes into the loss."""
+    for kept in range(2):
+        leaf = problem.y.clone().requires_grad_()
+        for impl in ("triton", "reference"):
+            grad = torch.autograd.grad(bottleneck_write(*problem._replace(y=leaf), impl=impl)[kept].sum(), leaf)[0]
+            if impl == "triton":
+                fused = grad
+        torch.testing.assert_close(fused, grad)
+
+
+def test_compiles_into_one_graph(problem):
+    write = Write(problem)
+    compiled = torch.compile(write, fullgraph=True, backend="aot_eager")
+    for key in (problem.key, problem.key + 1):  # the key is data: no recompilation, other noise
+        results = []
+        for run in (write, compiled):
+            write.zero_grad()
+            update, kl = run(problem.y, key)
+            (update.sum() + kl.sum()).backward()
+            results.append([update, kl, *(p.grad for p in write.params)])
+        for eager, traced in zip(*results, strict=True):
+            assert torch.equal(eager, traced)
+    assert not torch.equal(write(problem.y, problem.key)[0], write(problem.y, problem.key + 1)[0])
+
+
+def test_compiles_with_the_choice_left_open(problem, fresh_choice):
+    compiled = torch.compile(bottleneck_write, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*problem).update, bottleneck_write(*problem).update)
+
+
+def test_checkpointing_draws_the_same_noise(problem):
+    write = Write(problem)
+    results = []
+    for run in (write, lambda *args: checkpoint(write, *args, use_reentrant=False)):
+        write.zero_grad()
+        update, kl = run(problem.y, problem.key)
+        (update.sum() + kl.sum()).backward()
+        results.append([p.grad for p in write.params])
+    for plain, recomputed in zip(*results, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_autocast_and_grad_scaler(problem):
+    """Under autocast the op computes in low precision; masters and their gradients stay float32."""
+    write = Write(problem)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(write.parameters(), lr=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        update, kl = write(problem.y, problem.key)
+    assert (update.dtype, kl.dtype) == (torch.bfloat16, torch.float32)
+    before = write.params[0].detach().clone()
+    scaler.scale(update.float().square().mean() + kl.mean()).backward()
+    assert {p.grad.dtype for p in write.params} == {torch.float32}
+    scaler.step(optimizer)
+    assert not torch.equal(before, write.params[0])
+
+
+def test_distributed_data_parallel(problem, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        write = nn.parallel.DistributedDataParallel(Write(problem))
+        update, kl = write(problem.y, problem.key)
+        (update.sum() + kl.sum()).backward()
+        assert all(p.grad is not None for p in write.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_non_contiguous_inputs(problem):
+    """Attention may leave its output, and autograd the gradients, in any layout."""
+    strided = problem._replace(y=problem.y.transpose(1, 2).contiguous().transpose(1, 2))
+    assert not strided.y.is_contiguous()
+    results = gradients(problem, "triton"), gradients(strided, "triton")
+    for name in results[0]:
+        assert torch.equal(results[0][name], results[1][name]), name
