@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from ibvit.ops import BottleneckParams, bottleneck_write, reference
+from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
 from ibvit.ops.noise import standard_normal
 from tests.ops.problem import Problem, make_problem, rms
 
@@ -194,3 +194,30 @@ def saved_bytes(write: Write, problem: Problem) -> int:
 def test_saved_bytes_of_the_loop_exceed_those_of_its_input():
     problem = layers(BATCHES[0])[0]
     assert saved_bytes(per_head_loop, problem) > problem.y.numel() * problem.y.element_size()
+
+
+class NoLaunch:
+    """A kernel that does nothing, so that what remains is the host's own work."""
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+@pytest.mark.skipif(GPU, reason="the launches are left out: this times the host alone, on CPU tensors")
+@pytest.mark.parametrize("what", ["forward", "forward and backward"])
+def test_host_time_of_an_eager_call(what, benchmark, monkeypatch):
+    """Validation, dispatch, autograd and allocation of one call; Triton's launcher is not in it."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the op takes CPU tensors then
+    for kernel in ("pack_kernel", "forward_kernel", "backward_kernel", "unmerge_kernel"):
+        monkeypatch.setattr(f"ibvit_kernels.bottleneck.{kernel}", NoLaunch())
+    api._decide.cache_clear()
+    problem = make_problem(1, 32, 16, 8, 8, 1, 3).cast(torch.float32)
+    leaves = [t.requires_grad_(what != "forward") for t in (problem.y, *problem.params, *problem[2:4])]
+
+    def call() -> None:
+        update, kl = fused(problem)
+        if what != "forward":
+            torch.autograd.grad((update, kl), leaves, (update, kl))
+
+    benchmark.pedantic(call, rounds=300, warmup_rounds=20, iterations=5)
+    api._decide.cache_clear()

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+
 from ibvit_kernels.bottleneck_backward import backward_kernel
 from ibvit_kernels.bottleneck_forward import forward_kernel
 from ibvit_kernels.bottleneck_pack import COLUMNS, pack_kernel, unmerge_kernel
@@ -22,7 +24,6 @@ from ibvit_kernels.bottleneck_tiles import (
     gradient_sizes,
     splits,
 )
-from torch import Tensor
 
 Constants = dict[str, int | bool]  # constexprs of one launch and its options; cached, not to be changed
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from ibvit_kernels.bottleneck_math import LOG2E, gelu_and_slope, latent_of_column, standard_normal
 
 
@@ -126,7 +127,7 @@ def backward_kernel(
         slope1 = _shrink(slope1, ROWS, HP, dtype)
         posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b_here + HP + pair)
         mu, raw_logvar = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
-        inside = (raw_logvar >= -10.0) & (raw_logvar <= 10.0)
+        inside = (raw_logvar > -10.0) & (raw_logvar < 10.0)
         logvar = tl.clamp(raw_logvar, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
         sigma = tl.exp2(logvar * (0.5 * LOG2E))
         noise = sigma * standard_normal(seed, step, first_sample + image, token, block, head, ROWS, LP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from ibvit_kernels.bottleneck_math import LOG2E, gelu, latent_of_column, standard_normal
 
 

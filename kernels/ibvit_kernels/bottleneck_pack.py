@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from ibvit_kernels.bottleneck_math import latent_of_column
 
 COLUMNS = 16  # output columns of one program
@@ -65,16 +66,16 @@ def pack_kernel(
         latent = latent_of_column(LP)
         real_latent = latent < LATENT
         column = tl.arange(0, LP)
-        at = w1 + (head * D + d)[:, None] * HIDDEN + hidden
-        _copy(at, real_hidden[None, :] & (d >= 0)[:, None], out + d[:, None] * HP + hidden)
-        at = w2 + (head * HIDDEN + hidden)[:, None] * (2 * LATENT) + latent
+        at_w1 = w1 + (head * D + d)[:, None] * HIDDEN + hidden
+        _copy(at_w1, real_hidden[None, :] & (d >= 0)[:, None], out + d[:, None] * HP + hidden)
+        at_w2 = w2 + (head * HIDDEN + hidden)[:, None] * (2 * LATENT) + latent
         to = out + W2_AT + hidden[:, None] * (2 * LP) + column
-        real = real_hidden[:, None] & real_latent[None, :]
-        _copy(at, real, to)
-        _copy(at + LATENT, real, to + LP)
-        at = w3 + (head * LATENT + latent)[:, None] * HIDDEN + hidden
-        real = real_latent[:, None] & real_hidden[None, :]
-        _copy(at, real, out + W3_AT + column[:, None] * HP + hidden)
+        real_w2 = real_hidden[:, None] & real_latent[None, :]
+        _copy(at_w2, real_w2, to)
+        _copy(at_w2 + LATENT, real_w2, to + LP)
+        at_w3 = w3 + (head * LATENT + latent)[:, None] * HIDDEN + hidden
+        real_w3 = real_latent[:, None] & real_hidden[None, :]
+        _copy(at_w3, real_w3, out + W3_AT + column[:, None] * HP + hidden)
         b = biases + head * (2 * HP + 2 * LP)
         _copy(b1 + head * HIDDEN + hidden, real_hidden, b + hidden)
         _copy(b2 + head * 2 * LATENT + latent, real_latent, b + HP + column)
@@ -123,19 +124,19 @@ def unmerge_kernel(
         at = d_proj_weight + c[:, None] * (H * D) + head * D + d
         tl.store(at, total, mask=real[:, None])
     else:
-        hidden = (tile - COLUMN_TILES) * TILE + tl.arange(0, TILE)
-        real_hidden = hidden < HIDDEN
-        total = tl.zeros([TILE, D], tl.float32)
-        bias = tl.zeros([TILE, D], tl.float32)
+        k = (tile - COLUMN_TILES) * TILE + tl.arange(0, TILE)
+        real_k = k < HIDDEN
+        d_w4_rows = tl.zeros([TILE, D], tl.float32)
+        d_b4_terms = tl.zeros([TILE, D], tl.float32)
         for start in range(0, C, TILE):
-            c = start + tl.arange(0, TILE)
-            real = c < C
-            at = d_merged + (head * HIDDEN + hidden)[:, None] * C + c
-            gradient = tl.load(at, mask=real_hidden[:, None] & real[None, :], other=0.0)
-            at = proj_weight + c[:, None] * (H * D) + head * D + d
-            wo = tl.load(at, mask=real[:, None], other=0.0).to(tl.float32)
-            total = tl.dot(gradient, wo, total, input_precision="ieee")
-            bias += tl.load(d_bias + c, mask=real, other=0.0)[:, None] * wo
-        tl.store(d_w4 + (head * HIDDEN + hidden)[:, None] * D + d, total, mask=real_hidden[:, None])
+            column = start + tl.arange(0, TILE)
+            real_column = column < C
+            at_rows = d_merged + (head * HIDDEN + k)[:, None] * C + column
+            rows = tl.load(at_rows, mask=real_k[:, None] & real_column[None, :], other=0.0)
+            at_wo = proj_weight + column[:, None] * (H * D) + head * D + d
+            wo = tl.load(at_wo, mask=real_column[:, None], other=0.0).to(tl.float32)
+            d_w4_rows = tl.dot(rows, wo, d_w4_rows, input_precision="ieee")
+            d_b4_terms += tl.load(d_bias + column, mask=real_column, other=0.0)[:, None] * wo
+        tl.store(d_w4 + (head * HIDDEN + k)[:, None] * D + d, d_w4_rows, mask=real_k[:, None])
         if tile == COLUMN_TILES:
-            tl.store(d_b4 + head * D + d, tl.sum(bias, axis=0))
+            tl.store(d_b4 + head * D + d, tl.sum(d_b4_terms, axis=0))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ibvit_kernels.bottleneck_tiles import Shape
 
+from ibvit_kernels.bottleneck_tiles import Shape
 from tests.kernels.bottleneck_variants import variants
 from tests.kernels.resources import ARCHITECTURES, assert_fits, compile_kernel, prefetch
 
