@@ -56,7 +56,14 @@ class Processes:
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, device_id=self.device if backend == "nccl" else None)
+            device = self.device if backend == "nccl" else None
+            if int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == self.world_size:
+                store = _store_of_this_attempt()
+                dist.init_process_group(
+                    backend, store=store, rank=self.rank, world_size=self.world_size, device_id=device
+                )
+            else:
+                dist.init_process_group(backend, device_id=device)
         return self
 
     def __exit__(
@@ -92,3 +99,14 @@ class Processes:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+
+def _store_of_this_attempt() -> dist.Store:
+    """torchrun's store, with the keys of this attempt apart from those of attempts before a restart.
+
+    torchrun goes on with the same store after a restart (seen with torch 2.15), and a process that is quick reads the
+    address of a peer that is dead. On several nodes the attempts are counted by each node for itself, so there the
+    store stays as torch gives it.
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

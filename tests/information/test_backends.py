@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ibvit_kernels import native
 
 import ibvit
 from ibvit.information import backends
 from ibvit.information.channel import Channel, log_density, make_channel
 from ibvit.information.progress import Progress
+from ibvit_kernels import native
 from tests.information import truth
 
 HEADS = [truth.channel(150, 3, 1.0, -1.0), truth.channel(150, 5, 0.5, -2.0, seed=1)]
@@ -24,10 +24,10 @@ needs_library = pytest.mark.skipif(native.why_absent() is not None, reason=f"no 
 @pytest.fixture
 def fresh_choice() -> Iterator[None]:
     """The choice of a backend is made once; make it anew before and after a test that blocks one."""
-    for function in (backends._best, backends._missing):
+    for function in (backends._best, backends.why_missing):
         function.cache_clear()
     yield
-    for function in (backends._best, backends._missing):
+    for function in (backends._best, backends.why_missing):
         function.cache_clear()
 
 
