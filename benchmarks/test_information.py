@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ibvit_kernels import native
 from torch import Tensor
 
 import ibvit
+from ibvit_kernels import native
 from tests.information import truth
 
 FULL = os.environ.get("IBVIT_BENCHMARK") == "full"

@@ -96,6 +96,52 @@ def cache(
 
 
 @app.command
+def nmi(
+    a: tyro.conf.Positional[str],
+    b: tyro.conf.Positional[str],
+    samples: float | None = None,
+    tolerance: float = 1e-3,
+    method: Literal["auto", "mc", "stratified", "quadrature"] = "auto",
+    seed: int = 0,
+    impl: Literal["auto", "native", "triton", "torch"] = "auto",
+) -> None:
+    """Compare what two heads say: normalised mutual information (paper, Eq. 6).
+
+    Args:
+        a: RUN:block.head of a recorded run (runs/x:11.0), or a .npz or .safetensors file with mu and logvar, [M, d].
+        b: the other, over the same M patches.
+        samples: draws, such as 2e7 (default: as many as the tolerance takes).
+        tolerance: standard error to stop at.
+        method: auto integrates heads of one active dimension and samples others; mc is the paper's Eq. 4 to the letter.
+        seed: of the sampling.
+        impl: where the sums are done.
+    """
+    import ibvit
+
+    drawn = None if samples is None else int(samples)
+    found = ibvit.nmi(_channel(a), _channel(b), samples=drawn, tolerance=tolerance, method=method, seed=seed, impl=impl)
+    print(f"NMI {found.value:.6f} ± {found.stderr:.1g} (standard error), bias at most {found.bias_bound:.1g}")
+    print(f"{found.method}, {found.samples} samples, {found.seconds:.1f} s")
+
+
+def _channel(name: str) -> tuple[Any, Any]:
+    """mu and logvar of a file or of a recorded head, on the GPU if there is one."""
+    import torch
+
+    from ibvit.information import load_channel
+
+    run, _, head = name.rpartition(":")
+    if run and Path(run).is_dir():
+        from ibvit.analysis.records import Records, as_tensor
+
+        arrays: Any = [as_tensor(part).flatten(0, 1) for part in Records.open(run).latent(head)]
+    else:
+        arrays = [torch.as_tensor(array) for array in load_channel(name)]
+    mu, logvar = (array.cuda() if torch.cuda.is_available() else array for array in arrays)
+    return mu, logvar
+
+
+@app.command
 def sweep(
     betas: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (0,),

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ibvit_kernels
 import numpy as np
 from numpy.typing import NDArray
+
+import ibvit_kernels
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ibvit_kernels import native
 from numpy.typing import NDArray
+
+from ibvit_kernels import native
 
 pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=f"no CPU library: {native.why_absent()}")
 SETS = native.instruction_sets() if native.why_absent() is None else []
