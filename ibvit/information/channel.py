@@ -129,7 +129,7 @@ def _slices(mu: Array, logvar: Array, columns: list[int] | None = None) -> Itera
     chosen = slice(None) if columns is None else columns
     for start in range(0, len(mu), ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, len(mu)))
-        yield rows, *(_double(array[rows][:, chosen]) for array in (mu, logvar))
+        yield rows, _double(mu[rows][:, chosen]), _double(logvar[rows][:, chosen])
 
 
 def _double(array: Array) -> Tensor:
