@@ -140,7 +140,7 @@ def pack_constants(shape: Shape) -> Constants:
 @functools.cache
 def unmerge_constants(shape: Shape) -> Constants:
     sizes = {name: _sizes(shape)[name] for name in ("H", "D", "C", "HP")}
-    return {**sizes, "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(4, 1)}
+    return {**sizes, "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(8, 1)}
 
 
 @functools.cache
