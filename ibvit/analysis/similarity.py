@@ -37,10 +37,12 @@ class Similarity(Result):
         return np.array([place for place, run in enumerate(self.runs) if run["name"] == name], dtype=np.int64)
 
 
-def similarity(runs: Sequence[Records], *, most: int = 16, samples: int | None = None, seed: int = 0) -> Similarity:
+def similarity(
+    runs: Sequence[Records], *, most: int = 16, samples: int | None = None, tolerance: float = 0.01, seed: int = 0
+) -> Similarity:
     """Compare the active heads of runs, at most the `most` strongest of each run.
 
-    `samples`: Monte Carlo draws an estimate, as in `ibvit.nmi_matrix`; None leaves the choice to it.
+    `samples` and `tolerance` as in `ibvit.nmi_matrix`: draws, or else the largest standard error of an NMI.
 
     Raises:
         RecordsError: no run has an active head.
@@ -52,7 +54,7 @@ def similarity(runs: Sequence[Records], *, most: int = 16, samples: int | None =
     for run, head in owners:
         mu, logvar = run.latent(head)
         channels.append((as_tensor(mu).flatten(0, 1), as_tensor(logvar).flatten(0, 1)))
-    matrix = nmi_matrix(channels, samples=samples, seed=seed)
+    matrix = nmi_matrix(channels, samples=samples, tolerance=tolerance, seed=seed)
     return Similarity(
         runs=[run.identity for run, _ in owners],
         heads=[head for _, head in owners],
