@@ -212,16 +212,16 @@ def data(command: DataCommand) -> None:
 
 def _run(command: Callable[[], Any]) -> None:
     """Run a command; what a user can mend ends in one line, not in a traceback."""
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # stdout is for results
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("ibvit").setLevel(logging.INFO)
+    from ibvit.ops import UnavailableError
     from ibvit.training import CheckpointError, Interrupted, NonFiniteLossError
 
+    mendable = (ValueError, TypeError, FileNotFoundError, UnavailableError, CheckpointError, NonFiniteLossError)
     try:
         command()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except (CheckpointError, NonFiniteLossError) as error:
+    except mendable as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(f"{stop}; run the same command to go on", file=sys.stderr)

@@ -1,7 +1,15 @@
 """Operations: the noise, the reference that specifies the bottleneck, and the op that chooses an implementation."""
 
-from ibvit.ops.api import Impl, bottleneck_write
+from ibvit.ops.api import Impl, UnavailableError, bottleneck_write
 from ibvit.ops.noise import noise_key
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite, Posterior
 
-__all__ = ["BottleneckParams", "BottleneckWrite", "Impl", "Posterior", "bottleneck_write", "noise_key"]
+__all__ = [
+    "BottleneckParams",
+    "BottleneckWrite",
+    "Impl",
+    "Posterior",
+    "UnavailableError",
+    "bottleneck_write",
+    "noise_key",
+]

@@ -18,6 +18,11 @@ from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
 Impl = Literal["auto", "triton", "reference"]
 
+
+class UnavailableError(RuntimeError):
+    """The implementation that was asked for cannot run here; the message says why."""
+
+
 _LOG = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEAD_WIDTHS = (32, 64, 128)
@@ -52,7 +57,7 @@ def bottleneck_write(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        RuntimeError: ``impl="triton"`` where the kernels cannot run; the message says why.
+        UnavailableError: ``impl="triton"`` where the kernels cannot run; the message says why.
 
     Example:
         >>> H, D, h, r = 2, 32, 16, 8
@@ -138,7 +143,7 @@ def _decide(
     obstacle = why_not_triton(device) or _unsupported(dtype, width, hidden, latent)
     if impl == "triton":
         if obstacle is not None:
-            raise RuntimeError(f"impl='triton' is not available: {obstacle}")
+            raise UnavailableError(f"impl='triton' is not available: {obstacle}")
         return "triton"
     if obstacle is None and device != "cuda":
         obstacle = f"y is on {device}"
