@@ -117,7 +117,12 @@ def record() -> Iterator[dict[str, Any]]:
     torch.set_num_threads(before)
     if FULL:
         name = "".join(c if c.isalnum() else "-" for c in result["machine"].lower())
-        (Path(__file__).parent / "results" / f"{name}-information.json").write_text(json.dumps(result, indent=1) + "\n")
+        path = Path(__file__).parent / "results" / f"{name}-information.json"
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        for section, key in (("sums", "dims"), ("full_size", "active")):  # a partial run replaces its own rows
+            rows = {row[key]: row for row in [*stored.get(section, []), *result[section]]}
+            result[section] = list(rows.values())
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,6 +36,7 @@ TILE = 16  # points; components whose means share a tile are neighbours
 CHUNK = 2048  # components a matrix product
 
 Functional = Callable[[Tensor, float], float]
+Part = tuple[tuple[slice, ...], Tensor]
 
 
 class NotResolvedError(ArithmeticError):
@@ -141,11 +144,9 @@ def _spectrum(
         members = (code == group).nonzero()[:, 0]
         axes = [Axis(start, length, 1 << (group >> 8 * i & 0xFF)) for i, (start, length) in enumerate(boxes)]
         density = torch.zeros([axis.points for axis in axes], dtype=torch.float64)
-        for chunk in _neighbours([c.mu[members] for c in coordinates], axes):
-            factors, windows = zip(
-                *(_factor(c, members[chunk], axis) for c, axis in zip(coordinates, axes, strict=True)), strict=True
-            )
-            density[windows] += factors[0].sum(0) if len(factors) == 1 else factors[0].T @ factors[1]
+        chunks = [members[chunk] for chunk in _neighbours([c.mu[members] for c in coordinates], axes)]
+        for window, part in _in_threads(partial(_part, coordinates, axes), chunks):
+            density[window] += part
         _add_padded(torch.fft.rfftn(density / len(levels[0]), norm="forward"), total)
     return total
 
@@ -158,6 +159,28 @@ def _neighbours(mu: Sequence[Tensor], axes: Sequence[Axis]) -> Iterator[Tensor]:
         width = int(tiles[1].max()) + 1
         code = code * width + torch.where(tiles[0] % 2 == 1, width - 1 - tiles[1], tiles[1])
     yield from code.argsort(stable=True).split(CHUNK)
+
+
+def _part(coordinates: Sequence[Coordinate], axes: Sequence[Axis], chosen: Tensor) -> Part:
+    """Summed density of some components, and the window that it belongs to."""
+    pairs = [_factor(c, chosen, axis) for c, axis in zip(coordinates, axes, strict=True)]
+    factors = [factor for factor, _ in pairs]
+    return tuple(window for _, window in pairs), factors[0].sum(0) if len(factors) == 1 else factors[0].T @ factors[1]
+
+
+def _in_threads(function: Callable[[Tensor], Part], chunks: Sequence[Tensor]) -> Iterator[Part]:
+    """Results in order, a few at a time. Operations are too small to be shared by threads: each thread does its own.
+
+    The number of threads is the one that torch uses; it is 1 inside, and as before afterwards.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(chunks), 8 * threads):
+                yield from pool.map(function, chunks[start : start + 8 * threads])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _factor(c: Coordinate, chosen: Tensor, axis: Axis) -> tuple[Tensor, slice]:
