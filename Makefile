@@ -23,12 +23,12 @@ lint: $(READY)
 spectrum: $(READY)
 	$(PY) benchmarks/spectrum.py
 
-# On a machine with a GPU: its tests, then all benchmarks. Needs torch, triton, timm, numpy, pytest and
-# pytest-benchmark, and no installation: GPU_PYTHON names the interpreter that has them.
+# On a machine with a GPU: its tests, then the kernels' benchmarks. Needs torch, torchvision, triton, timm, numpy,
+# scikit-learn, pytest and pytest-benchmark, and no installation: GPU_PYTHON names the interpreter that has them.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu:
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest -m gpu tests
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest benchmarks
+	$(GPU_PYTHON) -m pytest -m gpu tests/ops tests/kernels tests/information tests/training/test_gpu.py
+	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py benchmarks/test_mixture_gpu.py
 
 $(READY): pyproject.toml $(wildcard csrc/*)
 	@if command -v uv >/dev/null; then \
