@@ -43,7 +43,7 @@ def draw(result: Spectrum) -> Figure:
     if np.isfinite(slope):
         uncertainty = f" ± {100 * error:.1f}" if np.isfinite(error) else ""
         middle.set_title(f"{100 * slope:+.1f}{uncertainty} points per factor e", color="0.35", fontsize=7)
-    middle.set_xmargin(0.12)
+    middle.margins(0.12, 0.12)  # room for the labels of β
     style.log_axis(middle.xaxis)
     middle.set_xlabel("information (nats per patch)")
     left.set_ylabel("top-1 accuracy (%)")
