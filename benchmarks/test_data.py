@@ -42,10 +42,10 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda:0" if CUDA else "cpu")
 SIDE = 224
 BATCH = 256 if CUDA else 64
-IMAGES = (50 * BATCH if CUDA else 10 * BATCH) if DATA else 2 * BATCH  # an epoch
+IMAGES = (50 * BATCH if CUDA else 5 * BATCH) if DATA else 2 * BATCH  # an epoch
 ROUNDS = 3 if DATA else 1
 CORES = sorted(os.sched_getaffinity(0))
-MODEL_BATCH, MODEL_STEPS = (256, 40) if CUDA else (8, 6)
+MODEL_BATCH, MODEL_STEPS = (256, 40) if CUDA else (8, 3)
 
 
 @pytest.fixture(scope="module")
