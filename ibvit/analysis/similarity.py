@@ -18,7 +18,7 @@ class Similarity(Result):
 
     runs: list[RunIdentity]  # one entry a head: the run that it belongs to
     heads: list[str]
-    nmi: np.ndarray  # [heads, heads]
+    nmi: np.ndarray  # [heads, heads]; NaN with a head that carries too little to tell
     stderr: np.ndarray  # [heads, heads], standard error of the estimate
 
     def columns(self) -> dict[str, Any]:

@@ -86,7 +86,10 @@ def _patches(result: Extremes, chosen: np.ndarray) -> list[dict[str, Any]]:
 
 def _neighbours(likeness: Similarity, run: str, head: str) -> list[dict[str, Any]]:
     place = next(k for k in likeness.of_run(run) if likeness.heads[k] == head)
-    nearest = [k for k in np.argsort(-likeness.nmi[place], kind="stable") if k != place][:NEIGHBOURS]
+    known = np.isfinite(likeness.nmi[place]) & np.isfinite(
+        likeness.stderr[place]
+    )  # not so for a head that says nothing
+    nearest = [k for k in np.argsort(-likeness.nmi[place], kind="stable") if k != place and known[k]][:NEIGHBOURS]
     return [
         {
             "run": likeness.runs[k]["name"],

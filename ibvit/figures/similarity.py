@@ -17,14 +17,14 @@ def draw(result: Similarity) -> Figure:
     left.bar(
         others,
         result.nmi[0, others],
-        yerr=result.stderr[0, others],
+        yerr=np.nan_to_num(result.stderr[0, others], posinf=0.0),
         color=[style.color(result.runs[k]) for k in others],
         edgecolor=style.INK,
         linewidth=0.4,
         error_kw={"elinewidth": 0.8},
     )
     left.set_xticks(others, [result.heads[k] for k in others], rotation=90, fontsize=6)
-    left.set_ylim(0, max(1.0, 1.1 * float(result.nmi[0, others].max(initial=0))))
+    left.set_ylim(0, max(1.0, 1.1 * float(np.nan_to_num(result.nmi[0, others]).max(initial=0))))
     left.set_ylabel("NMI")
     left.set_title(
         f"with {result.runs[0]['label']} (seed {result.runs[0]['seed']}), head {result.heads[0]}", loc="left"

@@ -1,13 +1,15 @@
 """The report in a real browser: what is shown, and that clicking, hovering and the keyboard change it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ibvit.analysis.records import Records
-from ibvit.figures.report import write_report
+from ibvit.analysis.similarity import Similarity, similarity
+from ibvit.figures.report import render, write_report
 from ibvit.figures.report_data import data_url, pack, pack_rows, report_data
 from tests.figures.browser import CHROMIUM, Browser
 
@@ -148,6 +150,24 @@ def test_data_is_small_and_whole(varied_runs: list[Records], page: Path) -> None
     assert {str(image["index"]) for image in data["images"]} <= set(data["pictures"])
     assert page.stat().st_size < 200_000
     assert "http" not in page.read_text().replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_head_that_says_nothing_has_no_neighbours(
+    varied_runs: list[Records], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undefined(runs: list[Records], **options: object) -> Similarity:
+        result = similarity(runs, **options)
+        nmi = result.nmi.copy()
+        nmi[0, :] = nmi[:, 0] = np.nan
+        return replace(result, nmi=nmi)
+
+    monkeypatch.setattr("ibvit.figures.report_data.similarity", undefined)
+    data = report_data(varied_runs, images=2)
+    assert data["runs"][1]["details"]["1.0"]["nearest"] == []
+    assert all(
+        entry["head"] != "1.0" or entry["run"] != "beta10" for entry in data["runs"][2]["details"]["1.1"]["nearest"]
+    )
+    assert "NaN" not in render(data)
 
 
 def test_packing_keeps_values_to_its_step() -> None:

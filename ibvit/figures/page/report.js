@@ -188,6 +188,7 @@ function drawHead() {
   const row = element("div", { class: "firing" });
   row.append(element("figure", {}, element("h3", {}, "Response to copies of the patch"), copyPaste(detail)));
   const near = element("div", { id: "nearest" }, element("h3", {}, "Nearest heads by normalised mutual information"));
+  if (!detail.nearest.length) near.append("too little is said here to compare it");
   for (const { run: owner, head, nmi, stderr } of detail.nearest) {
     const entry = data.runs.find((candidate) => candidate.name === owner);
     near.append(bar(`${named(entry)}, ${head}`, nmi, `${nmi.toFixed(2)} ± ${stderr.toFixed(2)}`, entry.color));
