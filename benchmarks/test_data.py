@@ -282,6 +282,7 @@ def test_training_step(tree: Path, record: dict[str, Any]) -> None:
         for loader, cache in (("torchvision", "off"), ("dali", "off"), ("dali", "gpu" if CUDA else "ram"))
     }
     ratios: dict[str, list[float]] = {name: [] for name in loaders}
+    seconds(iter(lambda: resident, None))  # the first steps allocate
     for turn in range(ROUNDS):
         alone = seconds(iter(lambda: resident, None))
         for name, loader in loaders.items():
