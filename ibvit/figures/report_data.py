@@ -86,9 +86,8 @@ def _patches(result: Extremes, chosen: np.ndarray) -> list[dict[str, Any]]:
 
 def _neighbours(likeness: Similarity, run: str, head: str) -> list[dict[str, Any]]:
     place = next(k for k in likeness.of_run(run) if likeness.heads[k] == head)
-    known = np.isfinite(likeness.nmi[place]) & np.isfinite(
-        likeness.stderr[place]
-    )  # not so for a head that says nothing
+    # The NMI with a head that says nothing is not a number.
+    known = np.isfinite(likeness.nmi[place]) & np.isfinite(likeness.stderr[place])
     nearest = [k for k in np.argsort(-likeness.nmi[place], kind="stable") if k != place and known[k]][:NEIGHBOURS]
     return [
         {

@@ -20,7 +20,7 @@ function drawn(tag, attributes = {}, text = "") {
 }
 
 const tidy = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4
-  ? String(Number(value.toPrecision(3))) : value.toExponential(1));
+  ? String(Number(value.toPrecision(3))) : Number(value.toPrecision(2)).toExponential());
 
 /* Ticks: powers of ten on a log axis, about five round steps on a linear one. */
 function ticks(low, high, log) {
@@ -38,7 +38,7 @@ function ticks(low, high, log) {
 
 /* A chart with axes. `x` and `y` are {low, high, log, label}; `place` turns data into pixels. */
 function chart(width, height, x, y) {
-  const left = 52, right = width - 12, top = 10, bottom = height - 38;
+  const left = 58, right = width - 12, top = 10, bottom = height - 38;
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}` });
   const share = (axis, value) => axis.log
     ? Math.log(value / axis.low) / Math.log(axis.high / axis.low) : (value - axis.low) / (axis.high - axis.low);
@@ -55,7 +55,7 @@ function chart(width, height, x, y) {
     svg.append(drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, tidy(value)));
   }
   svg.append(drawn("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, x.label));
-  svg.append(drawn("text", { x: -(top + bottom) / 2, y: 12, transform: "rotate(-90)", "text-anchor": "middle" }, y.label));
+  svg.append(drawn("text", { x: -(top + bottom) / 2, y: 11, transform: "rotate(-90)", "text-anchor": "middle" }, y.label));
   return { svg, place };
 }
 

@@ -23,7 +23,7 @@ function chooseRun(position) {
   find("run").value = position;
   const { firing, details, accuracy, accuracyStd, nats, active } = run();
   const known = firing ? Object.keys(firing.survival) : [];
-  if (!known.includes(chosen.head)) chosen.head = Object.keys(details || {})[0] || known[0] || null;
+  chosen.head = Object.keys(details || {})[0] || known[0] || null; // the strongest comes first
   const spread = accuracyStd > 0 ? ` ± ${(100 * accuracyStd).toFixed(1)}` : "";
   find("run-facts").textContent = `accuracy ${(100 * accuracy).toFixed(1)}${spread} %` +
     (firing ? `, ${tidy(nats)} nats per patch, ${active} of ${firing.blocks * firing.heads} heads active` : "");
@@ -218,9 +218,8 @@ function copyPaste({ copies, mu0, shift }) {
 function fillLayers() {
   const { kl, attention } = run().images[0];
   const options = (select, pairs) => {
-    const before = select.value;
     select.replaceChildren(...pairs.map(([value, text]) => element("option", { value }, text)));
-    select.value = pairs.some(([value]) => value === before) ? before : pairs[0][0];
+    select.value = pairs[0][0];
   };
   options(find("layer"), [["sum", kl ? "all heads" : "no bottlenecks"], ...(kl ? kl.heads.map((name) => [name, `head ${name}`]) : [])]);
   const shown = Object.keys(attention || {});
