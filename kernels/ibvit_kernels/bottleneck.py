@@ -22,6 +22,7 @@ from ibvit_kernels.bottleneck_tiles import (
     column_groups,
     forward_tile,
     gradient_sizes,
+    is_large,
     splits,
 )
 
@@ -134,13 +135,13 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def pack_constants(shape: Shape) -> Constants:
-    return {**_sizes(shape), "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(4, 1)}
+    return {**_sizes(shape), "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(16 if is_large(shape) else 4, 1)}
 
 
 @functools.cache
 def unmerge_constants(shape: Shape) -> Constants:
     sizes = {name: _sizes(shape)[name] for name in ("H", "D", "C", "HP")}
-    return {**sizes, "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(8, 1)}
+    return {**sizes, "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(16 if is_large(shape) else 8, 1)}
 
 
 @functools.cache

@@ -106,7 +106,7 @@ def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
     """
     if arch == INTERPRETER:
         return Tile(16, 4, 1)
-    if itemsize == 4 or _large(shape):
+    if itemsize == 4 or is_large(shape):
         return Tile(16, 4, 1)
     return Tile(128, 8, 2 if arch >= 90 else 1)
 
@@ -118,20 +118,20 @@ def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, .
     `merged` needs no more than the forward pass.
     """
     one_group = column_groups(shape.columns)[0] == 1
-    if arch >= 90 and itemsize == 2 and not _large(shape):
+    if arch >= 90 and itemsize == 2 and not is_large(shape):
         tile = Tile(128, 8, 1)
         first = Launch(tile, input=True, decoder=True)
         if one_group:
             return first, Launch(tile, posterior=True, merged=True)
         return first, Launch(tile, posterior=True), Launch(tile, merged=True)
-    if itemsize == 2 and not _large(shape):
+    if itemsize == 2 and not is_large(shape):
         tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(32, 8, 1)
         return Launch(tile, input=True), Launch(tile, posterior=True, decoder=True), Launch(tile, merged=True)
     tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(16, 8, 1)
     return tuple(Launch(tile, **{name: True}) for name in ("input", "posterior", "decoder", "merged"))
 
 
-def _large(shape: Shape) -> bool:
+def is_large(shape: Shape) -> bool:
     """Whether one head's weights are beyond the sizes of the paper (D = h = 64, r = 32)."""
     return max(shape.width, shape.hidden) > 64 or shape.latent > 32
 
