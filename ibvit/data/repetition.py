@@ -1,10 +1,10 @@
 """Synthetic images whose class no patch can tell: does any texture occur more than once?
 
 An image is a grid of 36 patches, each one of 256 fixed random textures. In class "distinct" all 36 differ; in class
-"repeated" one of them stands at six random places. Every single patch has the same distribution in both classes, so a
-model without attention can only profit from the slightly larger spread of a repeated patch's vote and stays near
-chance; a model with attention has to move information between patches. This is the smallest task that asks for the
-repetition tag of the paper's first active heads (§4.2, Figs. 4-5).
+"repeated" one of them stands at 4 to 24 random places: images with many copies are easy, and teach what those with few
+ask for. Every single patch has the same distribution in both classes, so a model without attention can only profit
+from the larger spread of a repeated patch's vote; a model with attention has to move information between patches. This
+is the smallest task that asks for the repetition tag of the paper's first active heads (§4.2, Figs. 4-5).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GRID, PATCH = 6, 4  # patches and pixels of a side
 IMAGE_SIZE = GRID * PATCH
 TRAIN_SIZE, VAL_SIZE = 6400, 2000
 TEXTURES = 256
-COPIES = 6
+COPIES = (4, 24)  # fewest and most, drawn for each image
 _TEXTURE_SEED, _VALIDATION_SEED = 1, 1 << 40
 
 
@@ -38,10 +38,11 @@ def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     patches = GRID * GRID
     codes = torch.rand(count, TEXTURES, generator=draw).argsort(dim=1)[:, :patches]  # distinct
-    places = torch.rand(count, patches, generator=draw).argsort(dim=1)[:, :COPIES]
+    order = torch.rand(count, patches, generator=draw).argsort(dim=1)
+    copies = torch.randint(COPIES[0], COPIES[1] + 1, (count, 1), generator=draw)
     labels = torch.arange(count) % 2
-    copied = codes.scatter(1, places, codes.gather(1, places[:, :1]).expand(-1, COPIES))
-    codes = torch.where(labels[:, None] == 1, copied, codes)
+    repeated = (order < copies) & (labels[:, None] == 1)
+    codes = torch.where(repeated, codes.gather(1, order.argmin(dim=1, keepdim=True)), codes)
     tiles = textures()[codes].view(count, GRID, GRID, 3, PATCH, PATCH)
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, 3, IMAGE_SIZE, IMAGE_SIZE), labels
 

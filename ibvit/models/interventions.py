@@ -6,6 +6,7 @@ a block runs step by step through the reference instead of the fused op, and the
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,11 +32,16 @@ def unwrap(model: nn.Module) -> VisionTransformer:
     return model
 
 
+@functools.cache
+def _say_once() -> None:
+    log.info("probe: in the blocks that are watched or changed, the reference runs step by step")
+
+
 @contextmanager
 def _probing(attention: Attention, probe: Probe) -> Iterator[Probe]:
     previous, attention.probe = attention.probe, probe
     if previous is None and isinstance(attention, BottleneckAttention):
-        log.info("block %d: the reference runs step by step while a probe is attached", attention.block)
+        _say_once()
     try:
         yield probe
     finally:

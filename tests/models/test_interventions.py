@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ibvit
+from ibvit.models import interventions
 from ibvit.ops import Posterior
 from ibvit.ops.reference import kl_to_prior
 
@@ -136,9 +137,10 @@ def test_noise_restores_the_key(images):
 
 
 def test_the_switch_of_path_is_said(images, caplog):
+    interventions._say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="ibvit"):
         ibvit.run_with_cache(make(), images, ["blocks.1.attn.hook_mu"])
-    assert "block 1: the reference runs" in caplog.text
+    assert "the reference runs step by step" in caplog.text
 
 
 def test_works_through_a_compiled_wrapper(images):
