@@ -1,11 +1,15 @@
-"""What all tests share: one thread, and a reason for those that need a GPU."""
+"""What all tests share: one thread, Triton's interpreter without a GPU, and a reason for tests that need one."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which any test may do first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

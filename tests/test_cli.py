@@ -68,6 +68,7 @@ def test_train_eval_and_load(tmp_path):
 def test_mistakes_end_in_one_line(args, message, tmp_path, monkeypatch, capsys):
     out = [] if "--out" in args else ["--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["train.py", *args, *out])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(SystemExit) as stop:
         cli.train_main()
     shown = capsys.readouterr()

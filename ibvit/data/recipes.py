@@ -75,7 +75,7 @@ def apply_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
     Example:
         >>> config, recipe = apply_recipe(TrainConfig(data="digits"))
         >>> config.image_size, config.beta_warmup_epochs
-        (8, 4.0)
+        (8, 3.0)
     """
     name = config.recipe
     if name is None:

@@ -59,7 +59,7 @@ def noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
     Each forward pass inside moves on by one step, so batches get different noise.
 
     Example:
-        >>> import ibvit
+        >>> import ibvit, torch
         >>> model = ibvit.create_model(depth=1, num_classes=10).eval()
         >>> images = torch.randn(2, 3, 224, 224)
         >>> with torch.no_grad(), ibvit.noise(model, seed=0):
@@ -150,7 +150,7 @@ def run_with_cache(
         ValueError: no such hook in this model.
 
     Example:
-        >>> import ibvit
+        >>> import ibvit, torch
         >>> model = ibvit.create_model(depth=2, num_classes=10).eval()
         >>> with torch.no_grad():
         ...     logits, cache = ibvit.run_with_cache(model, torch.randn(2, 3, 224, 224), ["blocks.1.attn.hook_kl"])
