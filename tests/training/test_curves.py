@@ -45,6 +45,13 @@ def test_sum_reduction_with_the_converted_beta_is_the_same_run():
     np.testing.assert_allclose([k * tokens for _, k in mean], [k for _, k in total], rtol=1e-5)
 
 
+def test_fused_training_follows_the_reference():
+    """The kernels, in Triton's interpreter where there is no GPU, train the model that the reference trains."""
+    config = replace(SMALL, batch_size=8)
+    fused = np.array(curve(replace(config, impl="triton"), 2))
+    np.testing.assert_allclose(fused, np.array(curve(replace(config, impl="reference"), 2)), rtol=1e-4)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_follows_the_curve(amp):
     plain = np.array(curve(replace(SMALL, batch_size=48), 8))
