@@ -70,7 +70,7 @@ def codes(images: torch.Tensor) -> np.ndarray:
 
 
 def test_repetition_is_the_class():
-    images, labels = repetition.images(200, seed=1)
+    images, labels = repetition.images(200, seed=1, copies=(4, 24))
     for row, label in zip(codes(images), labels, strict=True):
         counts = np.sort(np.unique(row, return_counts=True)[1])[::-1]
         copies = counts[0] if label else 1
@@ -80,7 +80,7 @@ def test_repetition_is_the_class():
 
 def test_no_patch_tells_the_class():
     """Each place shows each texture equally often in both classes: the largest of 36 × 256 counts is plausible."""
-    images, labels = repetition.images(5000, seed=2)
+    images, labels = repetition.images(5000, seed=2, copies=(4, 24))
     grid = codes(images)
     for label in (0, 1):
         rows = grid[labels.numpy() == label]
