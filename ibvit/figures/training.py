@@ -29,14 +29,16 @@ def draw_training(run_dir: Path) -> Path:
         figure = style.new_figure(style.PAGE, 2.2)
         panels = figure.subplots(1, 4 if priced else 2)
         epochs = [line["epoch"] + 1 for line in lines]
-        panels[0].plot(epochs, [line["train_ce"] for line in lines], label="training")
-        panels[0].plot([v["epoch"] + 1 for v in validated], [v["val_ce"] for v in validated], label="validation")
+        panels[0].plot(epochs, [line["train_ce"] for line in lines], label="training", marker=".")
+        panels[0].plot(
+            [v["epoch"] + 1 for v in validated], [v["val_ce"] for v in validated], label="validation", marker="."
+        )
         panels[0].set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
         panels[0].legend()
-        panels[1].plot([v["epoch"] + 1 for v in validated], [v["val_top1"] for v in validated])
+        panels[1].plot([v["epoch"] + 1 for v in validated], [v["val_top1"] for v in validated], marker=".")
         panels[1].set(xlabel="epoch", ylabel="validation accuracy (%)")
         if priced:
-            panels[2].plot([v["epoch"] + 1 for v in priced], [v["val_nats_per_patch"] for v in priced])
+            panels[2].plot([v["epoch"] + 1 for v in priced], [v["val_nats_per_patch"] for v in priced], marker=".")
             panels[2].set(xlabel="epoch", ylabel="information (nats / patch)", yscale="log")
             heads = np.array(priced[-1]["val_heads"])
             image = panels[3].imshow(heads, origin="lower", aspect="auto", cmap=style.NATS, vmin=0)
