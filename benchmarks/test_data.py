@@ -30,7 +30,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import ibvit
-from ibvit.data.augment import MEAN, STD, Recipe, normalised, train_plan
+from ibvit.data.augment import MEAN, STD, Augmentation, normalised, train_plan
 from ibvit.data.folder import folder_loaders
 from ibvit.data.images import pixels, plain_jpeg_size
 from ibvit.data.torchvision import cut, finish
@@ -204,7 +204,7 @@ def test_stages(tree: Path, record: dict[str, Any]) -> None:
     pictures = [pixels(data) for data in encoded]
     sizes = np.array([picture.shape[:2] for picture in pictures])
     count = len(pictures)
-    plans = {ops: train_plan(Recipe(SIDE, ops), 0, 0, np.arange(count), sizes) for ops in (0, 2)}
+    plans = {ops: train_plan(Augmentation(SIDE, ops), 0, 0, np.arange(count), sizes) for ops in (0, 2)}
     graph = decode_graph(batch_size=count, num_threads=1, device_id=None)
     batch = torch.randint(0, 256, (count, SIDE, SIDE, 3), dtype=torch.uint8)
     windows = [cut(picture, window) for picture, window in zip(pictures, plans[0].window, strict=True)]
@@ -223,7 +223,7 @@ def test_stages(tree: Path, record: dict[str, Any]) -> None:
         for ops in plans
     }
     stages = {
-        "plan": cost(lambda: train_plan(Recipe(SIDE), 0, 0, np.arange(count), sizes)),
+        "plan": cost(lambda: train_plan(Augmentation(SIDE), 0, 0, np.arange(count), sizes)),
         "decode, PIL": cost(lambda: [Image.open(io.BytesIO(data)).convert("RGB") for data in encoded]),
         "decode window, DALI": cost(lambda: graph.run(encoded=buffers, **window_arguments(plans[0]))),
         "cut from cache": cost(

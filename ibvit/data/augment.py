@@ -50,11 +50,11 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Augmentation:
     """The augmentation's settings; the defaults are the paper's.
 
     Example:
-        >>> Recipe(224).resize_size, Recipe(64).resize_size
+        >>> Augmentation(224).resize_size, Augmentation(64).resize_size
         (256, 73)
     """
 
@@ -136,22 +136,22 @@ def _windows(uniform: Floats, sizes: Ints) -> Ints:
     return np.where(fits.any(axis=1, keepdims=True), window, central)
 
 
-def magnitudes(recipe: Recipe) -> Floats:
+def magnitudes(augmentation: Augmentation) -> Floats:
     """Each operation's unsigned magnitude, in its own unit: slope, pixels, degrees, factor − 1, bits, threshold.
 
     Example:
-        >>> dict(zip(OPERATIONS, magnitudes(Recipe(224)).round(3).tolist()))["Posterize"]
+        >>> dict(zip(OPERATIONS, magnitudes(Augmentation(224)).round(3).tolist()))["Posterize"]
         7.0
     """
-    strength = recipe.magnitude / _LAST_BIN
-    pixels = float(int(150 / 331 * recipe.image_size * strength))
+    strength = augmentation.magnitude / _LAST_BIN
+    pixels = float(int(150 / 331 * augmentation.image_size * strength))
     factor = 0.9 * strength
     geometric = [0.3 * strength, 0.3 * strength, pixels, pixels, 30 * strength]  # shears, translations, Rotate
     bits, threshold = round(8 - 4 * strength), 255 * (1 - strength)
     return np.array([0, *geometric, factor, factor, factor, factor, bits, threshold, 0, 0])
 
 
-def train_plan(recipe: Recipe, seed: int, epoch: int, index: Ints, sizes: Ints) -> Plan:
+def train_plan(augmentation: Augmentation, seed: int, epoch: int, index: Ints, sizes: Ints) -> Plan:
     """The augmentation of training images.
 
     Args:
@@ -159,11 +159,11 @@ def train_plan(recipe: Recipe, seed: int, epoch: int, index: Ints, sizes: Ints) 
         sizes: ``[b, 2]`` height and width of the stored images, pixels.
 
     Example:
-        >>> plan = train_plan(Recipe(224), seed=0, epoch=3, index=np.array([7]), sizes=np.array([[375, 500]]))
+        >>> plan = train_plan(Augmentation(224), seed=0, epoch=3, index=np.array([7]), sizes=np.array([[375, 500]]))
         >>> plan.window.tolist(), plan.flip.tolist(), [OPERATIONS[op] for op in plan.ops[0]]
         ([[80, 262, 284, 216]], [False], ['TranslateX', 'ShearY'])
     """
-    count, ops = len(index), recipe.num_ops
+    count, ops = len(index), augmentation.num_ops
     uniform = _words(seed, epoch, index, _AUGMENTATION, _QUADS) * 2.0**-32
     op = np.floor(uniform[:, [23, 25]] * len(OPERATIONS)).astype(np.int64)[:, :ops]
     signs = np.ones((2, len(OPERATIONS)))
@@ -171,29 +171,29 @@ def train_plan(recipe: Recipe, seed: int, epoch: int, index: Ints, sizes: Ints) 
     negative = (uniform[:, [24, 26]] < 0.5).astype(np.int64)[:, :ops]
     return Plan(
         window=_windows(uniform, sizes),
-        size=np.full((count, 2), recipe.image_size),
+        size=np.full((count, 2), augmentation.image_size),
         offset=np.zeros((count, 2), dtype=np.int64),
         flip=uniform[:, 22] < 0.5,
         ops=op,
-        magnitude=magnitudes(recipe)[op] * signs[negative, op],
+        magnitude=magnitudes(augmentation)[op] * signs[negative, op],
     )
 
 
-def val_plan(recipe: Recipe, sizes: Ints) -> Plan:
-    """Validation: the shorter side resized to ``recipe.resize_size``, then the central square.
+def val_plan(augmentation: Augmentation, sizes: Ints) -> Plan:
+    """Validation: the shorter side resized to ``augmentation.resize_size``, then the central square.
 
     Example:
-        >>> plan = val_plan(Recipe(224), sizes=np.array([[375, 500]]))
+        >>> plan = val_plan(Augmentation(224), sizes=np.array([[375, 500]]))
         >>> plan.size.tolist(), plan.offset.tolist()
         ([[256, 341]], [[16, 58]])
     """
     count = len(sizes)
     shorter = sizes.min(axis=1, keepdims=True)
-    size = recipe.resize_size * sizes // shorter
+    size = augmentation.resize_size * sizes // shorter
     return Plan(
         window=np.concatenate([np.zeros_like(sizes), sizes], axis=1),
         size=size,
-        offset=np.rint((size - recipe.image_size) / 2).astype(np.int64),
+        offset=np.rint((size - augmentation.image_size) / 2).astype(np.int64),
         flip=np.zeros(count, dtype=bool),
         ops=np.zeros((count, 0), dtype=np.int64),
         magnitude=np.zeros((count, 0)),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ibvit.config import TrainConfig
 from ibvit.data import digits, repetition
-from ibvit.data.augment import Recipe as Augmentation
+from ibvit.data.augment import Augmentation
 from ibvit.data.images import BadFiles
 from ibvit.data.memory import MemoryLoader
 from ibvit.data.schedule import Training, Validation
@@ -75,10 +75,10 @@ def _in_memory(config: TrainConfig, rank: int, world_size: int) -> DataSet:
     side = val[0].shape[-1]
     if config.image_size != side:
         raise ValueError(f"image_size: expected {side}, the size of the {config.data} images, got {config.image_size}")
-    settings = Augmentation(side, num_ops=0)
+    augmentation = Augmentation(side, num_ops=0)
     return DataSet(
-        MemoryLoader(Training(settings, train_size, config.seed, config.batch_size, rank, world_size), train),
-        MemoryLoader(Validation(settings, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size), lambda epoch: val),
+        MemoryLoader(Training(augmentation, train_size, config.seed, config.batch_size, rank, world_size), train),
+        MemoryLoader(Validation(augmentation, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size), lambda epoch: val),
         classes,
         (train_size, len(val[1])),
     )

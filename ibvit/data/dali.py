@@ -112,7 +112,8 @@ class DaliLoader:
             self._graph = _Graph(partial(decode_graph, device_id=None, **settings))
         else:
             settings["device_id"] = self._stream.device_index
-            self._graph = _Graph(partial(augment_graph, schedule.recipe, schedule.num_ops, "gpu", stored, **settings))
+            side, ops = schedule.augmentation.image_size, schedule.num_ops
+            self._graph = _Graph(partial(augment_graph, side, ops, "gpu", stored, **settings))
 
     def __len__(self) -> int:
         return len(self._schedule)
@@ -167,7 +168,7 @@ class DaliLoader:
     def _render(self, epoch: int, rows: Ints, loaded: Sequence[_Loaded]) -> Tensor:
         """uint8 ``[b, side, side, 3]``, on the device that does the work."""
         plan = self._schedule.plan(epoch, rows, np.array([item.size for item in loaded]))
-        side = self._schedule.recipe.image_size
+        side = self._schedule.augmentation.image_size
         contents = [item.content for item in loaded]
         if self._stream is not None:
             torch.cuda.current_stream(self._device).synchronize()  # pictures may be on their way into an arena

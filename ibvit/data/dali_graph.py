@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from nvidia.dali import pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
-from ibvit.data.augment import OPERATIONS, Plan, Recipe
+from ibvit.data.augment import OPERATIONS, Plan
 
 _OP = {name: code for code, name in enumerate(OPERATIONS)}
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # PIL's ImageFilter.SMOOTH
@@ -180,10 +180,11 @@ def decode_graph() -> Any:
 
 
 @pipeline_def(enable_conditionals=True, prefetch_queue_depth=1)
-def augment_graph(recipe: Recipe, num_ops: int, device: str, stored: str) -> Any:
+def augment_graph(side: int, num_ops: int, device: str, stored: str) -> Any:
     """A plan's inputs (:func:`arguments`) and pictures → uint8 ``[side, side, 3]``.
 
     Args:
+        side: of the square that the model sees, pixels.
         num_ops: RandAugment operations.
         device: "gpu" or "cpu".
         stored: "encoded" files (input ``encoded``), or decoded "pixels" ``[height, width, 3]`` on the device.
@@ -203,12 +204,11 @@ def augment_graph(recipe: Recipe, num_ops: int, device: str, stored: str) -> Any
     images = fn.resize(
         images, size=_input("size", DALIDataType.FLOAT, 1), interp_type=DALIInterpType.INTERP_CUBIC, antialias=True
     )
-    side = [recipe.image_size, recipe.image_size]
-    images = fn.slice(images, start=_input("offset", DALIDataType.INT32, 1), shape=side, axes=[0, 1])
+    images = fn.slice(images, start=_input("offset", DALIDataType.INT32, 1), shape=[side, side], axes=[0, 1])
     images = fn.flip(images, horizontal=_input("flip", DALIDataType.INT32, 0))
     for turn in range(num_ops):
         op = _input(f"op{turn}", DALIDataType.INT32, 0)
         magnitude = _input(f"magnitude{turn}", DALIDataType.FLOAT, 0)
         matrix = _input(f"matrix{turn}", DALIDataType.FLOAT, 2)
-        images = operate(images, op, magnitude, matrix, recipe.image_size, device)
+        images = operate(images, op, magnitude, matrix, side, device)
     return images

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ibvit.data.augment import Recipe
+from ibvit.data.augment import Augmentation
 from ibvit.data.cache import cached
 from ibvit.data.images import BadFiles
 from ibvit.data.schedule import Schedule, Training, Validation
@@ -89,7 +89,7 @@ def folder_loaders(
     train_folder, val_folder = scan_tree(root)
     loader = choose_loader(loader)
     device = torch.device(device)
-    recipe = Recipe(image_size, num_ops)
+    augmentation = Augmentation(image_size, num_ops)
     bad = BadFiles()
     sources = cached(train_folder, val_folder, cache, device, loader)
 
@@ -103,8 +103,8 @@ def folder_loaders(
         return TorchvisionLoader(source, schedule, workers, device, bad)
 
     return FolderLoaders(
-        build(sources.train, Training(recipe, len(train_folder), seed, global_batch, rank, world_size)),
-        build(sources.val, Validation(recipe, len(val_folder), eval_batch, rank, world_size)),
+        build(sources.train, Training(augmentation, len(train_folder), seed, global_batch, rank, world_size)),
+        build(sources.val, Validation(augmentation, len(val_folder), eval_batch, rank, world_size)),
         train_folder.classes,
         (len(train_folder), len(val_folder)),
         loader,

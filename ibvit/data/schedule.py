@@ -8,14 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from ibvit.data.augment import Ints, Plan, Recipe, shuffled, train_plan, val_plan
+from ibvit.data.augment import Augmentation, Ints, Plan, shuffled, train_plan, val_plan
 
 
 class Schedule(Protocol):
     """One rank's share of an epoch."""
 
     @property
-    def recipe(self) -> Recipe: ...
+    def augmentation(self) -> Augmentation: ...
 
     @property
     def batch(self) -> int:
@@ -43,12 +43,12 @@ class Training:
     """Shuffled anew each epoch; the last incomplete global batch is dropped.
 
     Example:
-        >>> ranks = [Training(Recipe(8), count=10, seed=0, global_batch=4, rank=rank, world_size=2) for rank in (0, 1)]
+        >>> ranks = [Training(Augmentation(8), 10, seed=0, global_batch=4, rank=rank, world_size=2) for rank in (0, 1)]
         >>> len(ranks[0]), [rank.rows(epoch=0, step=1).tolist() for rank in ranks]
         (2, [[1, 9], [3, 6]])
     """
 
-    recipe: Recipe
+    augmentation: Augmentation
     count: int
     seed: int
     global_batch: int
@@ -72,7 +72,7 @@ class Training:
 
     @property
     def num_ops(self) -> int:
-        return self.recipe.num_ops
+        return self.augmentation.num_ops
 
     def __len__(self) -> int:
         return self.count // self.global_batch
@@ -82,7 +82,7 @@ class Training:
         return _order(self.seed, epoch, self.count)[first : first + self.batch]
 
     def plan(self, epoch: int, index: Ints, sizes: Ints) -> Plan:
-        return train_plan(self.recipe, self.seed, epoch, index, sizes)
+        return train_plan(self.augmentation, self.seed, epoch, index, sizes)
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Validation:
     """Every image once, in order; each rank a contiguous share, its last batch as short as it comes.
 
     Example:
-        >>> ranks = [Validation(Recipe(8), count=5, batch=2, rank=rank, world_size=2) for rank in (0, 1)]
+        >>> ranks = [Validation(Augmentation(8), 5, batch=2, rank=rank, world_size=2) for rank in (0, 1)]
         >>> [[rank.rows(0, step).tolist() for step in range(len(rank))] for rank in ranks]
         [[[0, 1]], [[2, 3], [4]]]
     """
 
-    recipe: Recipe
+    augmentation: Augmentation
     count: int
     batch: int
     rank: int = 0
@@ -114,4 +114,4 @@ class Validation:
         return np.arange(first + step * self.batch, min(first + (step + 1) * self.batch, end))
 
     def plan(self, epoch: int, index: Ints, sizes: Ints) -> Plan:
-        return val_plan(self.recipe, sizes)
+        return val_plan(self.augmentation, sizes)

@@ -108,7 +108,7 @@ class _Steps(Dataset[tuple[Tensor, Ints, list[BadFile]]]):
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, Ints, list[BadFile]]:
         epoch, step = at
         rows = self.schedule.rows(epoch, step)
-        side = self.schedule.recipe.image_size
+        side = self.schedule.augmentation.image_size
         images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         index = np.empty_like(rows)
         bad: list[BadFile] = []

@@ -8,14 +8,14 @@ import torch
 from scipy import stats
 from torchvision.transforms.v2 import RandAugment, RandomResizedCrop
 
-from ibvit.data.augment import OPERATIONS, Recipe, magnitudes, normalised, shuffled, train_plan, val_plan
+from ibvit.data.augment import OPERATIONS, Augmentation, magnitudes, normalised, shuffled, train_plan, val_plan
 
-RECIPE = Recipe(224)
+AUGMENTATION = Augmentation(224)
 DRAWS = 4000
 
 
 def draw(count: int = DRAWS, height: int = 375, width: int = 500, seed: int = 0, epoch: int = 0):
-    return train_plan(RECIPE, seed, epoch, np.arange(count), np.tile([[height, width]], (count, 1)))
+    return train_plan(AUGMENTATION, seed, epoch, np.arange(count), np.tile([[height, width]], (count, 1)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 100)], ids=["landscape", "narrow"])
@@ -58,7 +58,7 @@ def test_flips_and_operations_have_torchvisions_frequencies():
 def test_magnitudes_are_torchvisions(side, magnitude):
     space = RandAugment._AUGMENTATION_SPACE
     assert tuple(space) == OPERATIONS
-    for name, ours in zip(OPERATIONS, magnitudes(Recipe(side, magnitude=magnitude)), strict=True):
+    for name, ours in zip(OPERATIONS, magnitudes(Augmentation(side, magnitude=magnitude)), strict=True):
         values = space[name][0](31, side, side)
         theirs = 0.0 if values is None else float(values[magnitude])
         if name == "Solarize":
@@ -71,7 +71,7 @@ def test_magnitudes_are_torchvisions(side, magnitude):
 def test_a_sample_does_not_depend_on_its_batch():
     whole = draw(count=40)
     some = np.array([39, 3, 17])
-    part = train_plan(RECIPE, 0, 0, some, np.tile([[375, 500]], (3, 1)))
+    part = train_plan(AUGMENTATION, 0, 0, some, np.tile([[375, 500]], (3, 1)))
     for ours, theirs in zip(part, whole, strict=True):
         np.testing.assert_array_equal(ours, theirs[some])
 
@@ -96,7 +96,7 @@ def test_orders():
 
 
 def test_validation_plan_of_a_square_and_a_tall_image():
-    plan = val_plan(Recipe(64), np.array([[73, 73], [300, 100], [1, 1]]))
+    plan = val_plan(Augmentation(64), np.array([[73, 73], [300, 100], [1, 1]]))
     assert plan.size.tolist() == [[73, 73], [219, 73], [73, 73]]
     assert plan.offset.tolist() == [[4, 4], [78, 4], [4, 4]]
 
@@ -114,4 +114,4 @@ def test_normalised_is_torchvisions():
 @pytest.mark.parametrize("settings", [{"image_size": 0}, {"num_ops": 3}, {"magnitude": 31}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        Recipe(**{"image_size": 224, **settings})
+        Augmentation(**{"image_size": 224, **settings})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibvit.data.augment import Recipe
+from ibvit.data.augment import Augmentation
 from ibvit.data.folder import choose_loader, folder_loaders
 from ibvit.data.images import BadFiles
 from ibvit.data.schedule import Training
@@ -19,7 +19,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 from ibvit.data.dali import DaliLoader, readable
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(48)
+AUGMENTATION = Augmentation(48)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def loaders(make_tree):
     opened = []
 
     def make(kind: str = "dali", rank: int = 0, world_size: int = 1):
-        schedule = Training(RECIPE, len(folder), 0, 6, rank, world_size)
+        schedule = Training(AUGMENTATION, len(folder), 0, 6, rank, world_size)
         bad = BadFiles()
         opened.append(
             DaliLoader(folder, "encoded", schedule, 2, CPU, bad)

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.v2 import functional as F
 
-from ibvit.data.augment import OPERATIONS, Recipe, magnitudes, train_plan, val_plan
+from ibvit.data.augment import OPERATIONS, Augmentation, magnitudes, train_plan, val_plan
 from ibvit.data.torchvision import cut, operate
 
 dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -19,7 +19,7 @@ from nvidia.dali import fn, pipeline_def, types  # noqa: E402
 from ibvit.data.dali_graph import arguments, augment_graph, decode_graph, matrices, window_arguments  # noqa: E402
 from ibvit.data.dali_graph import operate as dali_operate  # noqa: E402
 
-RECIPE = Recipe(64)
+AUGMENTATION = Augmentation(64)
 SETTINGS = {"batch_size": 32, "num_threads": 1, "device_id": None}
 # (mean difference in levels, share of pixels that differ at all); the rest are equal in every pixel
 TOLERANCE = {"Rotate": (0.1, 0.005), "Color": (0.01, 0.01), "AutoContrast": (0.05, 0.05), "Equalize": (1.0, 1.0)}
@@ -47,7 +47,7 @@ def operation():
             fn.external_source(name="op", dtype=types.INT32, ndim=0),
             fn.external_source(name="magnitude", dtype=types.FLOAT, ndim=0),
             fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2),
-            RECIPE.image_size,
+            AUGMENTATION.image_size,
             "cpu",
         )
 
@@ -60,7 +60,7 @@ def test_each_operation_is_torchvisions(operation, pictures, name, sign):
     resized = [picture.convert("RGB").resize((64, 64), Image.BICUBIC) for picture in pictures]
     resized.append(Image.new("RGB", (64, 64), (7, 200, 7)))  # one colour: nothing to stretch or equalize
     code = OPERATIONS.index(name)
-    magnitude = float(magnitudes(RECIPE)[code]) * (1 if name in ("Posterize", "Solarize") else sign)
+    magnitude = float(magnitudes(AUGMENTATION)[code]) * (1 if name in ("Posterize", "Solarize") else sign)
     ops, sizes = np.full(len(resized), code), np.full(len(resized), magnitude)
     ours = operation.run(
         images=[np.asarray(image) for image in resized],
@@ -79,7 +79,7 @@ def test_each_operation_is_torchvisions(operation, pictures, name, sign):
 
 def test_windows_are_decoded_as_pil_decodes_them(files):
     data, decoded, sizes = files
-    plan = train_plan(RECIPE, 0, 0, np.arange(len(data)), sizes)
+    plan = train_plan(AUGMENTATION, 0, 0, np.arange(len(data)), sizes)
     windows = decode_graph(**SETTINGS).run(encoded=data, **window_arguments(plan))[0]
     for row, picture in enumerate(decoded):
         np.testing.assert_array_equal(windows.at(row), cut(picture, plan.window[row]))
@@ -88,10 +88,12 @@ def test_windows_are_decoded_as_pil_decodes_them(files):
 @pytest.mark.parametrize("stored", ["encoded", "pixels"])
 def test_validation_pixels_are_torchvisions_within_two_levels(files, stored):
     data, decoded, sizes = files
-    plan = val_plan(RECIPE, sizes)
+    plan = val_plan(AUGMENTATION, sizes)
     given = {"encoded": data} if stored == "encoded" else {"pixels": decoded}
-    ours = augment_graph(RECIPE, 0, "cpu", stored, **SETTINGS).run(**given, **arguments(plan, 64))[0].as_array()
-    transform = Compose([Resize(RECIPE.resize_size, InterpolationMode.BICUBIC), CenterCrop(RECIPE.image_size)])
+    ours = augment_graph(64, 0, "cpu", stored, **SETTINGS).run(**given, **arguments(plan, 64))[0].as_array()
+    transform = Compose(
+        [Resize(AUGMENTATION.resize_size, InterpolationMode.BICUBIC), CenterCrop(AUGMENTATION.image_size)]
+    )
     for image, picture in zip(ours, decoded, strict=True):
         assert np.abs(image.astype(int) - np.asarray(transform(Image.fromarray(picture)))).mean() < 1
 
@@ -99,10 +101,10 @@ def test_validation_pixels_are_torchvisions_within_two_levels(files, stored):
 def test_a_whole_training_plan_is_torchvisions(files):
     data, decoded, sizes = files
     epochs = range(12)
-    graph = augment_graph(RECIPE, 2, "cpu", "encoded", **SETTINGS)
+    graph = augment_graph(64, 2, "cpu", "encoded", **SETTINGS)
     differences = []
     for epoch in epochs:
-        plan = train_plan(RECIPE, 0, epoch, np.arange(len(data)), sizes)
+        plan = train_plan(AUGMENTATION, 0, epoch, np.arange(len(data)), sizes)
         ours = graph.run(encoded=data, **arguments(plan, 64))[0].as_array().astype(int)
         for row, picture in enumerate(decoded):
             expected = F.resized_crop(

@@ -9,19 +9,19 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, RandAugment, Resize
 from torchvision.transforms.v2 import functional as F
 
-from ibvit.data.augment import OPERATIONS, Recipe, magnitudes, train_plan, val_plan
+from ibvit.data.augment import OPERATIONS, Augmentation, magnitudes, train_plan, val_plan
 from ibvit.data.images import BadFiles
 from ibvit.data.schedule import Training, Validation
 from ibvit.data.torchvision import TorchvisionLoader, cut, finish, operate
 from ibvit.data.tree import scan
 
-RECIPE = Recipe(48)
+AUGMENTATION = Augmentation(48)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_are_randaugments(pictures, name, sign):
-    magnitude = sign * float(magnitudes(RECIPE)[OPERATIONS.index(name)])
+    magnitude = sign * float(magnitudes(AUGMENTATION)[OPERATIONS.index(name)])
     if name in ("Posterize", "Solarize"):
         magnitude = abs(magnitude)
     given = magnitude / 255 if name == "Solarize" else magnitude  # torchvision's is a share of the white level
@@ -34,10 +34,12 @@ def test_operations_are_randaugments(pictures, name, sign):
 
 def test_validation_is_resize_and_centre_crop(pictures):
     arrays = [np.array(picture.convert("RGB")) for picture in pictures]
-    plan = val_plan(RECIPE, np.array([array.shape[:2] for array in arrays]))
-    transform = Compose([Resize(RECIPE.resize_size, InterpolationMode.BICUBIC), CenterCrop(RECIPE.image_size)])
+    plan = val_plan(AUGMENTATION, np.array([array.shape[:2] for array in arrays]))
+    transform = Compose(
+        [Resize(AUGMENTATION.resize_size, InterpolationMode.BICUBIC), CenterCrop(AUGMENTATION.image_size)]
+    )
     for row, array in enumerate(arrays):
-        ours = finish(cut(array, plan.window[row]), plan, row, RECIPE.image_size)
+        ours = finish(cut(array, plan.window[row]), plan, row, AUGMENTATION.image_size)
         expected = np.asarray(transform(Image.fromarray(array)))
         assert np.abs(ours.astype(int) - expected).mean() < 0.5
 
@@ -45,7 +47,9 @@ def test_validation_is_resize_and_centre_crop(pictures):
 def test_training_is_resized_crop_flip_and_operations(pictures):
     arrays = [np.array(picture.convert("RGB")) for picture in pictures] * 4
     sizes = np.array([array.shape[:2] for array in arrays])
-    plan = train_plan(RECIPE, 0, 0, np.arange(len(arrays)), sizes)._replace(ops=np.zeros((len(arrays), 0), dtype=int))
+    plan = train_plan(AUGMENTATION, 0, 0, np.arange(len(arrays)), sizes)._replace(
+        ops=np.zeros((len(arrays), 0), dtype=int)
+    )
     plan = plan._replace(magnitude=np.zeros((len(arrays), 0)))
     for row, array in enumerate(arrays):
         expected = F.resized_crop(
@@ -64,9 +68,9 @@ def loaders(make_tree):
 
     def make(workers: int = 0, rank: int = 0, world_size: int = 1, train: bool = True) -> TorchvisionLoader:
         schedule = (
-            Training(RECIPE, len(folder), 0, 6, rank, world_size)
+            Training(AUGMENTATION, len(folder), 0, 6, rank, world_size)
             if train
-            else Validation(RECIPE, len(folder), 6, rank, world_size)
+            else Validation(AUGMENTATION, len(folder), 6, rank, world_size)
         )
         opened.append(TorchvisionLoader(folder, schedule, workers, torch.device("cpu"), BadFiles()))
         return opened[-1]
