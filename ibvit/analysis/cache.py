@@ -24,7 +24,6 @@ from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
-from ibvit.training.evaluation import EVALUATION_STEP
 from ibvit.training.run import stored_config
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,7 @@ class _Recorder:
         batches = self.loader.epoch(0, start=done) if steps else ()
         for step, batch in tqdm(zip(steps, batches, strict=True), name, len(steps), leave=False, disable=None):
             first = int(batch.index[0])
-            self.model.noise_key.copy_(ops.noise_key(self.options.seed, EVALUATION_STEP + repeat, first))
+            self.model.noise_key.copy_(ops.evaluation_key(self.options.seed, repeat, first))
             yield slice(first, first + len(batch.index)), batch._replace(images=batch.images.to(device))
             self.writer.commit(stage, step + 1)
 

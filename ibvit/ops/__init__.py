@@ -1,7 +1,7 @@
 """Operations: the noise, the reference that specifies the bottleneck, and the op that chooses an implementation."""
 
 from ibvit.ops.api import Impl, UnavailableError, bottleneck_write
-from ibvit.ops.noise import noise_key
+from ibvit.ops.noise import evaluation_key, noise_key
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite, Posterior
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "Posterior",
     "UnavailableError",
     "bottleneck_write",
+    "evaluation_key",
     "noise_key",
 ]

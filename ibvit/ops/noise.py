@@ -32,6 +32,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 MAX_BLOCKS = MAX_HEADS = 1 << 12
 MAX_LATENTS = 1 << 10
+EVALUATION_STEP = 1 << 31
+"""Noise steps from here on belong to evaluation; no training step reaches them."""
 
 
 def noise_key(seed: int, step: int = 0, first_sample: int = 0, device: torch.device | str | None = None) -> Tensor:
@@ -42,6 +44,18 @@ def noise_key(seed: int, step: int = 0, first_sample: int = 0, device: torch.dev
         tensor([7, 3, 0])
     """
     return torch.tensor([seed, step, first_sample], dtype=torch.int64, device=device)
+
+
+def evaluation_key(
+    seed: int, repeat: int = 0, first_sample: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """The key of a batch in pass ``repeat`` over a validation set: equal for whoever passes over it again.
+
+    Example:
+        >>> evaluation_key(7, repeat=1, first_sample=64).tolist() == [7, EVALUATION_STEP + 1, 64]
+        True
+    """
+    return noise_key(seed, EVALUATION_STEP + repeat, first_sample, device)
 
 
 def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:

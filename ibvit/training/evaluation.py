@@ -15,9 +15,6 @@ from ibvit.models import VisionTransformer, use_mean
 from ibvit.models.kl import KLMeter, KLSummary, bits
 from ibvit.training.distributed import Processes
 
-EVALUATION_STEP = 1 << 31
-"""Noise steps from here on belong to evaluation: repeat k draws step 2³¹ + k, which no training step reaches."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -100,7 +97,7 @@ def _one_pass(
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         if model.attention == "ib":
-            key = ops.noise_key(seed, EVALUATION_STEP + repeat, int(batch.index[0]), device)
+            key = ops.evaluation_key(seed, repeat, int(batch.index[0]), device)
             logits, kl = model(images, return_kl=True, key=key)
             meter.update(kl)
         else:

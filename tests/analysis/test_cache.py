@@ -22,7 +22,7 @@ def test_records_agree_with_the_model(digits_run: Path) -> None:
     model, data = load(digits_run), open_data(stored_config(digits_run))
     batch = next(iter(data.val.epoch(0)))
     with torch.no_grad():
-        logits, kl = model(batch.images, return_kl=True, key=ops.noise_key(0, evaluation.EVALUATION_STEP))
+        logits, kl = model(batch.images, return_kl=True, key=ops.evaluation_key(0))
     rows = slice(0, len(batch.images))
     np.testing.assert_allclose(records.logits[0, rows], logits, atol=1e-4)
     np.testing.assert_allclose(records.kl[rows], kl, rtol=1e-4, atol=1e-4)
