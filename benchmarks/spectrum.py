@@ -9,7 +9,8 @@ Ends with a report for each data set (OUT/<data>.html), figures (OUT/figures-<da
 from __future__ import annotations
 
 import json
-import platform
+import logging
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -22,14 +23,14 @@ from scipy.stats import spearmanr
 
 from ibvit.analysis.cache import RecordOptions, write_records
 from ibvit.analysis.copypaste import copy_paste
-from ibvit.analysis.heads import strongest_heads
+from ibvit.analysis.heads import speaking_heads
 from ibvit.analysis.records import Records, open_runs
 from ibvit.analysis.similarity import similarity
 from ibvit.analysis.spectrum import Spectrum, spectrum
 from ibvit.config import TrainConfig
 from ibvit.figures.catalogue import make_figures
 from ibvit.figures.report import write_report
-from ibvit.training.sweep import plan, table, train_missing
+from ibvit.training.sweep import SweepRun, plan, table, train_missing
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
     rows = {seed: of_seed(result, seed) for seed in seeds}
     nats = {seed: result.nats_per_patch[at].tolist() for seed, at in rows.items()}
     active = {seed: result.active_heads[at].tolist() for seed, at in rows.items()}
+    speaking = {seed: result.speaking_heads[at].tolist() for seed, at in rows.items()}
     transmitting = result.bottlenecked & (result.active_heads > 0)
     slope, error = result.slope()
     rank = float(spearmanr(np.log(result.nats_per_patch[transmitting]), result.accuracy[transmitting]).statistic)
@@ -98,7 +100,7 @@ def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
         Finding(
             "the number of active heads falls with β",
             all(np.all(np.diff(values) >= 0) and values[0] < values[-1] for values in active.values()),
-            {"beta": betas, "active heads by seed": active},
+            {"beta": betas, "active heads by seed": active, "of these speak": speaking},
         ),
     ]
 
@@ -111,14 +113,14 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
     helped = [
         run
         for run, accuracy in zip(runs, result.accuracy, strict=True)
-        if run.beta is not None and strongest_heads(run) and accuracy > alone + HELP
+        if speaking_heads(run) and accuracy > alone + HELP
     ]
     shared = set.intersection(*({run.beta for run in helped if run.seed == seed} for seed in seeds))
     if not shared:
         return [Finding("a head survives in every seed", False)]
     beta = max(value for value in shared if value is not None)
     survivors = [next(run for run in helped if (run.beta, run.seed) == (beta, seed)) for seed in seeds]
-    names = [strongest_heads(run)[0] for run in survivors]
+    names = [speaking_heads(run)[0] for run in survivors]
     probes = [copy_paste(run, [name]) for run, name in zip(survivors, names, strict=True)]
     effects = [probe.effect()[0] for probe in probes]
     likeness = similarity(survivors, most=1)
@@ -144,12 +146,10 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
     ]
 
 
-def explore(data: str, out: Path, jobs: int) -> tuple[list[Records], Spectrum]:
+def explore(data: str, planned: list[SweepRun], out: Path, jobs: int) -> tuple[list[Records], Spectrum]:
     """Train, record, draw and report one data set."""
-    chosen = PLANS[data]
-    planned = plan(chosen.betas, chosen.seeds, ["none", "full"], chosen.train, out / "runs")
     failed = train_missing(planned, jobs)
-    print(table(planned))
+    print(table(planned), flush=True)
     if failed:
         sys.exit(f"error: {len(failed)} run(s) failed: {', '.join(map(str, failed))}")
     for run in planned:
@@ -157,7 +157,7 @@ def explore(data: str, out: Path, jobs: int) -> tuple[list[Records], Spectrum]:
     folders = [run.folder for run in planned]
     make_figures("all", folders, out / f"figures-{data}")
     runs = open_runs(folders)
-    print(f"report: {write_report(runs, out / f'{data}.html')}")
+    print(f"report: {write_report(runs, out / f'{data}.html')}", flush=True)
     return runs, spectrum(runs)
 
 
@@ -168,17 +168,26 @@ def main(out: Path = Path("spectrum"), jobs: int = 2) -> None:
         out: folder for runs, figures, reports and findings.
         jobs: runs trained at a time, one core each.
     """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ibvit").setLevel(logging.INFO)
     start = time.monotonic()
-    document: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "data": {}}
+    document: dict[str, Any] = {"data": {}}
     findings: list[Finding] = []
-    for data in PLANS:
-        runs, result = explore(data, out, jobs)
+    trained = 0
+    for data, chosen in PLANS.items():
+        planned = plan(chosen.betas, chosen.seeds, ["none", "full"], chosen.train, out / "runs")
+        trained += sum(not run.finished for run in planned)
+        runs, result = explore(data, planned, out, jobs)
         columns = result.columns()
         document["data"][data] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         if data == "repetition":
-            findings = check_spectrum(result, PLANS[data].seeds) + check_survivors(runs, result, PLANS[data].seeds)
+            findings = check_spectrum(result, chosen.seeds) + check_survivors(runs, result, chosen.seeds)
     document["findings on repetition"] = [asdict(finding) for finding in findings]
-    document["minutes"] = (time.monotonic() - start) / 60
+    document["this call, minutes"] = {
+        "wall clock": (time.monotonic() - start) / 60,
+        "processors": sum(os.times()[:4]) / 60,
+        "runs trained": trained,
+    }
     path = out / "findings.json"
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=lambda value: value.item()) + "\n")
     for finding in findings:

@@ -187,7 +187,7 @@ def figure(name: tyro.conf.Positional[str], runs: tuple[Path, ...], out: Path = 
 
 @app.command
 def report(
-    runs: tuple[Path, ...], out: Path = Path("report.html"), images: int = 12, samples: int | None = None
+    runs: tuple[Path, ...], out: Path = Path("report.html"), images: int = 12, samples: int = 1 << 14
 ) -> None:
     """Write one HTML file, to be opened from disk, that explores recorded runs.
 
@@ -195,7 +195,7 @@ def report(
         runs: run folders, recorded with `ibvit cache --run DIR --attention`.
         out: the file.
         images: how many validation images to include.
-        samples: draws of each NMI estimate (default: as many as its tolerance asks for).
+        samples: draws of patches behind each NMI.
     """
     from ibvit.analysis.records import open_runs
     from ibvit.figures.report import write_report

@@ -11,6 +11,8 @@ from ibvit.models import kl as kl_accounting
 
 LOWEST_NATS = 1e-4
 STEPS = 121
+SPEAKING_NATS = 1e-2
+"""Nats per patch, on average. One such patch makes a head active; a head that speaks spends them overall."""
 
 
 def survival(kl: np.ndarray, nats: np.ndarray) -> np.ndarray:
@@ -75,3 +77,14 @@ def strongest_heads(records: Records) -> list[str]:
     mean_kl = kl_accounting.per_head(as_tensor(records.kl))
     active = [name for name in records.heads if records.active[records.place(name)]]
     return sorted(active, key=lambda name: -float(mean_kl[records.place(name)]))
+
+
+def speaking_heads(records: Records) -> list[str]:
+    """Those of the strongest heads that spend `SPEAKING_NATS` on the average patch: there is a message to look at.
+
+    Penalised heads end near their prior, not on it: the active ones among them send little but noise.
+    """
+    if records.beta is None:
+        return []
+    mean_kl = kl_accounting.per_head(as_tensor(records.kl))
+    return [name for name in strongest_heads(records) if mean_kl[records.place(name)] >= SPEAKING_NATS]

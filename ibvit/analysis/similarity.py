@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ibvit.analysis.heads import strongest_heads
+from ibvit.analysis.heads import SPEAKING_NATS, speaking_heads
 from ibvit.analysis.records import Records, RecordsError, RunIdentity, as_tensor
 from ibvit.analysis.results import Result
 from ibvit.information import nmi_matrix
+
+SAMPLES = 1 << 14
+"""Draws of patches behind each NMI. Fixed, with errors shown, as in the paper: a tolerance would let the head that
+says least decide how long all take."""
+MOST_ERROR = 0.1
+"""Standard error beyond which an NMI, between 0 and 1, says nothing."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Similarity(Result):
 
     runs: list[RunIdentity]  # one entry a head: the run that it belongs to
     heads: list[str]
-    nmi: np.ndarray  # [heads, heads]; NaN with a head that carries too little to tell
+    nmi: np.ndarray  # [heads, heads]; NaN where a head carries too little to tell (error above `MOST_ERROR`)
     stderr: np.ndarray  # [heads, heads], standard error of the estimate
 
     def columns(self) -> dict[str, Any]:
@@ -37,27 +43,24 @@ class Similarity(Result):
         return np.array([place for place, run in enumerate(self.runs) if run["name"] == name], dtype=np.int64)
 
 
-def similarity(
-    runs: Sequence[Records], *, most: int = 16, samples: int | None = None, tolerance: float = 0.01, seed: int = 0
-) -> Similarity:
-    """Compare the active heads of runs, at most the `most` strongest of each run.
-
-    `samples` and `tolerance` as in `ibvit.nmi_matrix`: draws, or else the largest standard error of an NMI.
+def similarity(runs: Sequence[Records], *, most: int = 16, samples: int = SAMPLES, seed: int = 0) -> Similarity:
+    """Compare the speaking heads of runs, at most the `most` strongest of each run, from `samples` draws of patches.
 
     Raises:
-        RecordsError: no run has an active head.
+        RecordsError: no run has a speaking head.
     """
-    owners = [(run, head) for run in runs if run.beta is not None for head in strongest_heads(run)[:most]]
+    owners = [(run, head) for run in runs for head in speaking_heads(run)[:most]]
     if not owners:
-        raise RecordsError("runs: expected at least one run with an active head")
+        raise RecordsError(f"runs: expected at least one run with a head that spends {SPEAKING_NATS} nats per patch")
     channels = []
     for run, head in owners:
         mu, logvar = run.latent(head)
         channels.append((as_tensor(mu).flatten(0, 1), as_tensor(logvar).flatten(0, 1)))
-    matrix = nmi_matrix(channels, samples=samples, tolerance=tolerance, seed=seed)
+    matrix = nmi_matrix(channels, samples=samples, seed=seed)
+    known = np.asarray(matrix.stderr) <= MOST_ERROR
     return Similarity(
         runs=[run.identity for run, _ in owners],
         heads=[head for _, head in owners],
-        nmi=np.asarray(matrix.value),
+        nmi=np.where(known, matrix.value, np.nan),
         stderr=np.asarray(matrix.stderr),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ibvit.analysis import copypaste, divergence, extremes, heads, klmaps, similarity, spectrum, voting
-from ibvit.analysis.heads import strongest_heads
+from ibvit.analysis.heads import SPEAKING_NATS, speaking_heads
 from ibvit.analysis.records import Records, RecordsError, open_runs
 from ibvit.analysis.results import Result
 from ibvit.figures import copypaste as draw_copypaste
@@ -43,16 +43,16 @@ def one_per_place(runs: Sequence[Records]) -> list[Records]:
     return list({run.label: run for run in reversed(runs)}.values())[::-1]
 
 
-def first_to_transmit(runs: Sequence[Records], wanted: str) -> list[Records]:
-    """The runs with an active head, most restricted first.
+def first_to_speak(runs: Sequence[Records], wanted: str) -> list[Records]:
+    """The runs with a head that speaks, most restricted first.
 
     Raises:
         RecordsError: there is none.
     """
-    active = [run for run in runs if run.beta is not None and strongest_heads(run)]
-    if not active:
-        raise RecordsError(f"{wanted} needs a run with an active head (more than 0.01 nats on at least one patch)")
-    return active
+    speaking = [run for run in runs if speaking_heads(run)]
+    if not speaking:
+        raise RecordsError(f"{wanted} needs a run with a head that spends {SPEAKING_NATS} nats per patch or more")
+    return speaking
 
 
 def _spectrum(runs: Sequence[Records]) -> Made:
@@ -84,37 +84,37 @@ def _extremes(chosen: Sequence[tuple[Records, str]]) -> Made:
 
 
 def _first_heads(runs: Sequence[Records]) -> Made:
-    active = one_per_place(first_to_transmit(runs, "figure 4"))
-    return _extremes([(run, strongest_heads(run)[0]) for run in active[:2]])
+    speaking = one_per_place(first_to_speak(runs, "figure 4"))
+    return _extremes([(run, speaking_heads(run)[0]) for run in speaking[:2]])
 
 
 def _other_seeds(runs: Sequence[Records]) -> Made:
-    active = first_to_transmit(runs, "figure 11")
-    others = [run for run in active[1:] if run.label == active[0].label]
+    speaking = first_to_speak(runs, "figure 11")
+    others = [run for run in speaking[1:] if run.label == speaking[0].label]
     if not others:
-        raise RecordsError(f"figure 11 needs a second seed of {active[0].label} with an active head")
-    return _extremes([(run, strongest_heads(run)[0]) for run in others[:3]])
+        raise RecordsError(f"figure 11 needs a second seed of {speaking[0].label} with a head that speaks")
+    return _extremes([(run, speaking_heads(run)[0]) for run in others[:3]])
 
 
 def _other_heads(runs: Sequence[Records]) -> Made:
-    active = one_per_place(first_to_transmit(runs, "figure 12"))
-    several = [run for run in active if len(strongest_heads(run)) > 1]
+    speaking = one_per_place(first_to_speak(runs, "figure 12"))
+    several = [run for run in speaking if len(speaking_heads(run)) > 1]
     if not several:
-        raise RecordsError("figure 12 needs a run with more than one active head")
-    return _extremes([(several[0], head) for head in strongest_heads(several[0])[:4]])
+        raise RecordsError("figure 12 needs a run with more than one head that speaks")
+    return _extremes([(several[0], head) for head in speaking_heads(several[0])[:4]])
 
 
 def _copy_paste(runs: Sequence[Records]) -> Made:
-    first, *more = one_per_place(first_to_transmit(runs, "figure 5"))
-    chosen = [(first, strongest_heads(first)[:1]), *((run, strongest_heads(run)[:2]) for run in more[:1])]
+    first, *more = one_per_place(first_to_speak(runs, "figure 5"))
+    chosen = [(first, speaking_heads(first)[:1]), *((run, speaking_heads(run)[:2]) for run in more[:1])]
     results = [copypaste.copy_paste(run, names) for run, names in chosen]
     return {result.run["name"]: result for result in results}, draw_copypaste.draw(results)
 
 
 def _similarity(runs: Sequence[Records]) -> Made:
-    active = first_to_transmit(runs, "figure 6")
-    repeats = [run for run in active if run.label == active[0].label]
-    others = [run for run in one_per_place(active) if run.label != active[0].label]
+    speaking = first_to_speak(runs, "figure 6")
+    repeats = [run for run in speaking if run.label == speaking[0].label]
+    others = [run for run in one_per_place(speaking) if run.label != speaking[0].label]
     result = similarity.similarity([*repeats, *others[:2]])
     return {"": result}, draw_similarity.draw(result)
 

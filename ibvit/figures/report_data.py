@@ -14,10 +14,10 @@ from PIL import Image
 from ibvit.analysis.copypaste import copy_paste
 from ibvit.analysis.divergence import probabilities, select_images, softmax
 from ibvit.analysis.extremes import Extremes, extremes
-from ibvit.analysis.heads import heads, strongest_heads
+from ibvit.analysis.heads import heads, speaking_heads, strongest_heads
 from ibvit.analysis.images import read_images
 from ibvit.analysis.records import Records
-from ibvit.analysis.similarity import Similarity, similarity
+from ibvit.analysis.similarity import SAMPLES, Similarity, similarity
 from ibvit.analysis.spectrum import spectrum
 from ibvit.analysis.voting import vote_ranks
 from ibvit.figures import style
@@ -84,10 +84,12 @@ def _patches(result: Extremes, chosen: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _neighbours(likeness: Similarity, run: str, head: str) -> list[dict[str, Any]]:
-    place = next(k for k in likeness.of_run(run) if likeness.heads[k] == head)
-    # The NMI with a head that says nothing is not a number.
-    known = np.isfinite(likeness.nmi[place]) & np.isfinite(likeness.stderr[place])
+def _neighbours(likeness: Similarity | None, run: str, head: str) -> list[dict[str, Any]]:
+    places = [] if likeness is None else [k for k in likeness.of_run(run) if likeness.heads[k] == head]
+    if likeness is None or not places:
+        return []  # a head that hardly says anything is like none
+    place = places[0]
+    known = np.isfinite(likeness.nmi[place])
     nearest = [k for k in np.argsort(-likeness.nmi[place], kind="stable") if k != place and known[k]][:NEIGHBOURS]
     return [
         {
@@ -100,7 +102,7 @@ def _neighbours(likeness: Similarity, run: str, head: str) -> list[dict[str, Any
     ]
 
 
-def _head_details(records: Records, likeness: Similarity, pictures: _Pictures) -> dict[str, Any]:
+def _head_details(records: Records, likeness: Similarity | None, pictures: _Pictures) -> dict[str, Any]:
     names = strongest_heads(records)[:DETAILED_HEADS]
     if not names:
         return {}
@@ -158,14 +160,12 @@ def _image(records: Records, row: int) -> dict[str, Any]:
     return entry
 
 
-def report_data(
-    runs: Sequence[Records], *, images: int = 12, samples: int | None = None, seed: int = 0
-) -> dict[str, Any]:
+def report_data(runs: Sequence[Records], *, images: int = 12, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
     """Everything that the page shows, as one JSON document; runs in the order of `open_runs`.
 
     Args:
         images: how many validation images the image view offers, drawn at random.
-        samples: Monte Carlo draws an NMI estimate, as in `ibvit.nmi_matrix`.
+        samples: draws behind each NMI.
 
     Raises:
         RecordsError: a run was recorded without attention maps.
@@ -174,7 +174,7 @@ def report_data(
     rows = select_images(runs, images, seed=seed)
     pictures = _Pictures()
     pictures.add(first.index[rows], read_images(first, rows))
-    transmitting = [run for run in runs if run.beta is not None and strongest_heads(run)]
+    transmitting = [run for run in runs if speaking_heads(run)]
     likeness = similarity(transmitting, most=DETAILED_HEADS, samples=samples, seed=seed) if transmitting else None
     entries = []
     for k, run in enumerate(runs):
@@ -189,7 +189,7 @@ def report_data(
         }
         if run.beta is not None:
             entry["firing"] = _firing(run)
-            entry["details"] = _head_details(run, likeness, pictures) if likeness is not None else {}
+            entry["details"] = _head_details(run, likeness, pictures)
         entries.append(entry)
     slope, error = place.slope()
     return {

@@ -18,7 +18,8 @@ def constructed(nats: list[float], accuracy: list[float], active: list[int]) -> 
         for kind, beta in zip(kinds, betas, strict=True)
     ]
     ends = [0.0, *nats, np.inf]
-    return Spectrum(runs, np.array(ends), np.array([0.5, *accuracy, 1.0]), np.zeros(5), np.array([0, *active, 0]), 10)
+    heads = np.array([0, *active, 0])
+    return Spectrum(runs, np.array(ends), np.array([0.5, *accuracy, 1.0]), np.zeros(5), heads, heads, 10)
 
 
 AS_IN_THE_PAPER = constructed([0.1, 1.0, 10.0], [0.6, 0.7, 0.8], [1, 2, 4])

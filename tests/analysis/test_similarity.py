@@ -34,6 +34,19 @@ def test_only_the_strongest_heads(spectrum_runs: list[Records]) -> None:
     assert similarity(spectrum_runs, most=1).heads == ["1.0", "1.1", "1.0"]
 
 
-def test_no_active_head(make_run) -> None:
-    with pytest.raises(RecordsError, match="at least one run with an active head"):
-        similarity([Records.open(make_run("run", "ib"))])
+def test_what_a_whisper_shares_is_not_a_number(make_run) -> None:
+    """Messages of little information in noise: no affordable number of draws tells what they share, and none is made
+    up; nor does the search for one go on for hours."""
+    folder = make_run("run", "ib", active={"0.0": 1.0, "1.1": 1.0})
+    records = Records.open(folder)
+    mu = np.load(folder / "records" / "mu.npy", mmap_mode="r+")
+    mu[:] = 0.02 * np.random.default_rng(0).normal(size=mu.shape)
+    mu.flush()
+    result = similarity([records], samples=1024)
+    assert np.isnan(result.nmi[0, 1])
+    assert result.nmi[0, 0] == 1.0
+
+
+def test_no_speaking_head(make_run) -> None:
+    with pytest.raises(RecordsError, match=r"at least one run with a head that spends 0\.01 nats per patch"):
+        similarity([Records.open(make_run("run", "ib", active={"1.0": 0.1}))])

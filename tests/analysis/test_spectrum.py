@@ -14,7 +14,7 @@ def at(nats: list[float], accuracy: list[float]) -> Spectrum:
          "beta": 1.0 if 0 < x < np.inf else None, "seed": 0}
         for k, x in enumerate(nats)
     ]  # fmt: skip
-    return Spectrum(runs, np.array(nats), np.array(accuracy), np.zeros(len(nats)), np.zeros(len(nats), int), 1)
+    return Spectrum(runs, np.array(nats), np.array(accuracy), np.zeros(len(nats)), *np.zeros((2, len(nats)), int), 1)
 
 
 def test_information_of_constructed_runs(spectrum_runs: list[Records]) -> None:

@@ -93,9 +93,9 @@ def test_unknown_figure_names_the_valid_ones(varied_runs: list[Records], tmp_pat
         ("7", slice(0, -1), "--attention full"),
         ("8", slice(1, -1), "--attention full"),
         ("3", slice(0, 1), "needs a run with bottlenecks"),
-        ("4", slice(0, 1), "figure 4 needs a run with an active head"),
+        ("4", slice(0, 1), "figure 4 needs a run with a head that spends"),
         ("11", slice(2, None), "second seed of β = 10"),
-        ("12", slice(0, 3), "more than one active head"),
+        ("12", slice(0, 3), "more than one head that speaks"),
     ],
 )
 def test_missing_runs_are_named(
