@@ -186,9 +186,7 @@ def figure(name: tyro.conf.Positional[str], runs: tuple[Path, ...], out: Path = 
 
 
 @app.command
-def report(
-    runs: tuple[Path, ...], out: Path = Path("report.html"), images: int = 12, samples: int = 1 << 14
-) -> None:
+def report(runs: tuple[Path, ...], out: Path = Path("report.html"), images: int = 12, samples: int = 1 << 14) -> None:
     """Write one HTML file, to be opened from disk, that explores recorded runs.
 
     Args:
