@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 import ibvit
 from ibvit.data.augment import MEAN, STD, Augmentation, normalised, train_plan
 from ibvit.data.folder import folder_loaders
-from ibvit.data.images import pixels, plain_jpeg_size
+from ibvit.data.jpeg import plain_jpeg_size
 from ibvit.data.torchvision import cut, finish
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -201,7 +201,7 @@ def test_stages(tree: Path, record: dict[str, Any]) -> None:
     files = sorted((tree / "train").rglob("*.jpg"))[:BATCH]
     encoded = [data for data in (file.read_bytes() for file in files) if plain_jpeg_size(data)]
     buffers = [np.frombuffer(data, dtype=np.uint8) for data in encoded]
-    pictures = [pixels(data) for data in encoded]
+    pictures = [np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
     sizes = np.array([picture.shape[:2] for picture in pictures])
     count = len(pictures)
     plans = {ops: train_plan(Augmentation(SIDE, ops), 0, 0, np.arange(count), sizes) for ops in (0, 2)}
@@ -225,7 +225,7 @@ def test_stages(tree: Path, record: dict[str, Any]) -> None:
     stages = {
         "plan": cost(lambda: train_plan(Augmentation(SIDE), 0, 0, np.arange(count), sizes)),
         "decode, PIL": cost(lambda: [Image.open(io.BytesIO(data)).convert("RGB") for data in encoded]),
-        "decode window, DALI": cost(lambda: graph.run(encoded=buffers, **window_arguments(plans[0]))),
+        "decode window, DALI": cost(lambda: graph.run(images=buffers, **window_arguments(plans[0]))),
         "cut from cache": cost(
             lambda: [cut(picture, window) for picture, window in zip(pictures, plans[0].window, strict=True)]
         ),
@@ -283,8 +283,10 @@ def test_training_step(tree: Path, record: dict[str, Any]) -> None:
     }
     ratios: dict[str, list[float]] = {name: [] for name in loaders}
     seconds(iter(lambda: resident, None))  # the first steps allocate
+    resident_times = []
     for turn in range(ROUNDS):
         alone = seconds(iter(lambda: resident, None))
+        resident_times.append(alone)
         for name, loader in loaders.items():
             stream = loader.epoch(turn)
             ratios[name].append(seconds(stream) / alone)
@@ -292,7 +294,10 @@ def test_training_step(tree: Path, record: dict[str, Any]) -> None:
     for loader in loaders.values():
         loader.close()
     record["step_time_over_resident"] = {
+        "model": f"vit_tiny_patch16_224, ib, {SIDE} pixels, {'bf16' if CUDA else 'float32'}",
         "batch": MODEL_BATCH,
+        "threads": len(CORES),
+        "resident_ms": 1e3 * statistics.median(resident_times),
         **{name: {"median": statistics.median(values), "rounds": values} for name, values in ratios.items()},
     }
     for name, values in ratios.items():

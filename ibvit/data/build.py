@@ -13,7 +13,7 @@ from torch import Tensor
 from ibvit.config import TrainConfig
 from ibvit.data import digits, repetition
 from ibvit.data.augment import Augmentation
-from ibvit.data.images import BadFiles
+from ibvit.data.bad_files import BadFiles
 from ibvit.data.memory import MemoryLoader
 from ibvit.data.schedule import Training, Validation
 from ibvit.data.types import Loader
@@ -103,5 +103,6 @@ def _folder(config: TrainConfig, rank: int, world_size: int, device: torch.devic
         loader=config.loader,
         cache=config.cache,
         device=device,
+        record=config.run_dir / "bad_images.txt",
     )
     return DataSet(made.train, made.val, made.classes, made.sizes, made.bad)

@@ -35,7 +35,7 @@ class Pack:
     """Threads (default: all cores)."""
 
     def run(self) -> None:
-        from ibvit.data.check import pack_tree
+        from ibvit.data.pack import pack_tree
 
         pack_tree(self.folder, self.workers)
 

@@ -1,7 +1,7 @@
 """Plans carried out with DALI.
 
-On a GPU the whole plan is one DALI graph (:mod:`ibvit.data.dali_graph`), from the encoded file or from pictures that
-are already on the device. Without a GPU, DALI decodes the windows and torchvision's operations do the rest, in threads:
+On a GPU the whole plan is one DALI graph (:mod:`ibvit.data.dali_graph`), from the encoded file or from decoded pictures
+wherever they are. Without a GPU, DALI decodes the windows and torchvision's operations do the rest, in threads:
 DALI's CPU kernels for resizing and RandAugment are slower than those, and the pixels are the same.
 
 A graph is run as a function of its inputs, one step at a time, by a thread of its own that works ahead of training.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,25 +24,20 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 
 from ibvit.data.augment import Ints, normalised
+from ibvit.data.bad_files import BadFile, nearest_readable
 from ibvit.data.dali_graph import arguments, augment_graph, decode_graph, window_arguments
-from ibvit.data.images import BadFile, BadFiles, decode, nearest_readable, plain_jpeg_size
+from ibvit.data.jpeg import plain_jpeg_size
 from ibvit.data.prefetch import prefetched
 from ibvit.data.schedule import Schedule
 from ibvit.data.torchvision import cut, finish
-from ibvit.data.tree import Source
+from ibvit.data.tree import ImageFolder, Source
 from ibvit.data.types import Batch
 
 logger = logging.getLogger(__name__)
 _AHEAD = 2  # steps made before they are asked for
 
 
-class Files(Protocol):
-    """A source of encoded files (:class:`ibvit.data.tree.ImageFolder`)."""
-
-    def encoded(self, index: int) -> bytes: ...
-
-
-def readable(data: bytes, judge: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def readable(folder: ImageFolder, index: int, judge: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """A file that DALI can be trusted with, and its (height, width): itself if it is a plain JPEG, else PIL's reading.
 
     Args:
@@ -51,9 +46,10 @@ def readable(data: bytes, judge: bool = False) -> tuple[NDArray[np.uint8], tuple
     Raises:
         BadImageError: PIL cannot read it.
     """
+    data = folder.encoded(index)
     size = None if judge else plain_jpeg_size(data)
     if size is None:
-        image = decode(data)
+        image = folder.decoded(index, data)
         size = image.height, image.width
         data = b"P6 %d %d 255\n" % image.size + image.tobytes()
     return np.frombuffer(data, dtype=np.uint8), size
@@ -93,17 +89,12 @@ class DaliLoader:
 
     Args:
         source: files, or decoded pictures (in memory, memory-mapped, or on the device).
-        stored: "encoded" if ``source`` has files, "pixels" if it has decoded pictures.
         workers: threads.
         device: where batches go; a CUDA device also does the work.
-        bad: gathers the files that had to be replaced.
     """
 
-    def __init__(
-        self, source: Source, stored: str, schedule: Schedule, workers: int, device: torch.device, bad: BadFiles
-    ) -> None:
-        self._source, self._stored, self._schedule = source, stored, schedule
-        self._device, self._bad = device, bad
+    def __init__(self, source: Source, schedule: Schedule, workers: int, device: torch.device) -> None:
+        self._source, self._schedule, self._device = source, schedule, device
         self._labels = torch.tensor(source.labels)
         self._pool = ThreadPoolExecutor(max(1, workers), "ibvit-data")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -113,14 +104,14 @@ class DaliLoader:
         else:
             settings["device_id"] = self._stream.device_index
             side, ops = schedule.augmentation.image_size, schedule.num_ops
-            self._graph = _Graph(partial(augment_graph, side, ops, "gpu", stored, **settings))
+            self._graph = _Graph(partial(augment_graph, side, ops, "gpu", source.stored, **settings))
 
     def __len__(self) -> int:
         return len(self._schedule)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch, bad in prefetched(self._steps(epoch, start), _AHEAD):
-            self._bad.note(bad)
+            self._source.bad.replace(bad)
             if self._stream is not None:
                 for tensor in batch:
                     tensor.record_stream(torch.cuda.current_stream(self._device))
@@ -140,7 +131,7 @@ class DaliLoader:
             try:
                 images = self._render(epoch, rows, loaded)
             except RuntimeError as error:
-                if self._stored != "encoded":
+                if self._source.stored != "encoded":
                     raise
                 logger.warning(
                     "DALI failed on a batch, PIL decodes it instead: %s", str(error).strip().splitlines()[-1]
@@ -157,8 +148,8 @@ class DaliLoader:
 
     def _load(self, row: int, judge: bool = False) -> _Loaded:
         def load(index: int) -> tuple[Any, tuple[int, int]]:
-            if self._stored == "encoded":
-                return readable(cast(Files, self._source).encoded(index), judge)
+            if isinstance(self._source, ImageFolder):
+                return readable(self._source, index, judge)
             pixels = self._source.pixels(index)
             return pixels, (pixels.shape[0], pixels.shape[1])
 
@@ -171,11 +162,11 @@ class DaliLoader:
         side = self._schedule.augmentation.image_size
         contents = [item.content for item in loaded]
         if self._stream is not None:
-            torch.cuda.current_stream(self._device).synchronize()  # pictures may be on their way into an arena
-            made = self._graph(**{self._stored: contents}, **arguments(plan, side))
-            return torch.from_dlpack(made.as_tensor())
-        if self._stored == "encoded":
-            made = self._graph(encoded=contents, **window_arguments(plan))
+            with torch.cuda.stream(self._stream):  # DALI takes pictures on the device from this thread's stream
+                made = self._graph(images=contents, **arguments(plan, side))
+                return torch.from_dlpack(made.as_tensor())
+        if self._source.stored == "encoded":
+            made = self._graph(images=contents, **window_arguments(plan))
             windows = [made.at(row) for row in range(len(rows))]
         else:
             windows = [cut(pixels, window) for pixels, window in zip(contents, plan.window, strict=True)]

@@ -27,6 +27,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
 from ibvit.data.augment import OPERATIONS, Plan
+from ibvit.data.tree import Stored
 
 _OP = {name: code for code, name in enumerate(OPERATIONS)}
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # PIL's ImageFilter.SMOOTH
@@ -162,7 +163,7 @@ def _input(name: str, dtype: Any, ndim: int) -> Any:
 def _decoded_window(device: str) -> Any:
     """The window of an encoded image, decoded as PIL decodes it."""
     return fn.decoders.image_slice(
-        fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1, no_copy=True),
+        fn.external_source(name="images", dtype=DALIDataType.UINT8, ndim=1, no_copy=True),
         start=_input("start", DALIDataType.INT32, 1),
         shape=_input("shape", DALIDataType.INT32, 1),
         axes=[0, 1],
@@ -170,37 +171,42 @@ def _decoded_window(device: str) -> Any:
         output_type=DALIImageType.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
+        affine=False,  # else the threads of all ranks are tied to the same few cores
+        hw_decoder_load=0.0,  # it would take a share of each batch, and pixels depend on an image's neighbours there
     )
 
 
 @pipeline_def(prefetch_queue_depth=1)
 def decode_graph() -> Any:
-    """encoded, start, shape → windows, on the CPU."""
+    """Encoded images and their windows (:func:`window_arguments`) → the windows' pixels, on the CPU."""
     return _decoded_window("cpu")
 
 
 @pipeline_def(enable_conditionals=True, prefetch_queue_depth=1)
-def augment_graph(side: int, num_ops: int, device: str, stored: str) -> Any:
-    """A plan's inputs (:func:`arguments`) and pictures → uint8 ``[side, side, 3]``.
+def augment_graph(side: int, num_ops: int, device: str, stored: Stored) -> Any:
+    """Images and their plan (:func:`arguments`) → uint8 ``[side, side, 3]``.
 
     Args:
         side: of the square that the model sees, pixels.
         num_ops: RandAugment operations.
         device: "gpu" or "cpu".
-        stored: "encoded" files (input ``encoded``), or decoded "pixels" ``[height, width, 3]`` on the device.
+        stored: as encoded files, or as pixels ``[height, width, 3]`` in the machine's memory or on the device.
     """
     images: Any
     if stored == "encoded":
         images = _decoded_window("mixed" if device == "gpu" else "cpu")
     else:
+        place = "gpu" if stored == "device" else "cpu"
         images = fn.slice(
             fn.external_source(
-                name="pixels", dtype=DALIDataType.UINT8, ndim=3, layout="HWC", device=device, no_copy=True
+                name="images", dtype=DALIDataType.UINT8, ndim=3, layout="HWC", device=place, no_copy=True
             ),
             start=_input("start", DALIDataType.INT32, 1),
             shape=_input("shape", DALIDataType.INT32, 1),
             axes=[0, 1],
         )
+        if device == "gpu":
+            images = images.gpu()
     images = fn.resize(
         images, size=_input("size", DALIDataType.FLOAT, 1), interp_type=DALIInterpType.INTERP_CUBIC, antialias=True
     )

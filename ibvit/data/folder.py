@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from ibvit.data.augment import Augmentation
+from ibvit.data.bad_files import BadFiles
 from ibvit.data.cache import cached
-from ibvit.data.images import BadFiles
 from ibvit.data.schedule import Schedule, Training, Validation
 from ibvit.data.tree import Source, scan_tree
 from ibvit.data.types import Loader
@@ -30,7 +30,7 @@ class FolderLoaders(NamedTuple):
     sizes: tuple[int, int]  # images in train and val
     loader: str  # the one that was chosen: "dali" or "torchvision"
     cache: str  # the one that was chosen: "gpu", "ram", "pack" or "off"
-    bad: BadFiles  # grows as broken files are met
+    bad: BadFiles  # of both
 
 
 def choose_loader(loader: str) -> str:
@@ -68,6 +68,7 @@ def folder_loaders(
     cache: str = "auto",
     device: torch.device | str = "cpu",
     num_ops: int = 2,
+    record: Path | None = None,
 ) -> FolderLoaders:
     """Training and validation loaders of ``root/train`` and ``root/val`` for one rank.
 
@@ -82,25 +83,26 @@ def folder_loaders(
         cache: "gpu", "ram", "off" or "auto": where decoded pictures are kept, see :func:`ibvit.data.cache.cached`.
         device: where batches go.
         num_ops: RandAugment operations for each training image.
+        record: file in which the ranks of a run note the files that they have named in the log.
 
     Raises:
         ValueError: the tree has no images, an empty class, or different classes in train and val; an option is wrong.
     """
-    train_folder, val_folder = scan_tree(root)
+    bad = BadFiles(record)
+    train_folder, val_folder = scan_tree(root, bad)
     loader = choose_loader(loader)
     device = torch.device(device)
     augmentation = Augmentation(image_size, num_ops)
-    bad = BadFiles()
     sources = cached(train_folder, val_folder, cache, device, loader)
 
     def build(source: Source, schedule: Schedule) -> Loader:
         if loader == "dali":
             from ibvit.data.dali import DaliLoader
 
-            return DaliLoader(source, sources.stored, schedule, workers, device, bad)
+            return DaliLoader(source, schedule, workers, device)
         from ibvit.data.torchvision import TorchvisionLoader
 
-        return TorchvisionLoader(source, schedule, workers, device, bad)
+        return TorchvisionLoader(source, schedule, workers, device)
 
     return FolderLoaders(
         build(sources.train, Training(augmentation, len(train_folder), seed, global_batch, rank, world_size)),

@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ibvit.data.augment import OPERATIONS, Ints, Plan, normalised
-from ibvit.data.images import BadFile, BadFiles, Pixels, nearest_readable
+from ibvit.data.bad_files import BadFile, nearest_readable
+from ibvit.data.images import Pixels
 from ibvit.data.schedule import Schedule
 from ibvit.data.tree import Source
 from ibvit.data.types import Batch
@@ -144,13 +145,12 @@ class TorchvisionLoader:
     Args:
         workers: worker processes; 0 works in this one.
         device: where batches go.
-        bad: gathers the files that had to be replaced.
     """
 
-    def __init__(self, source: Source, schedule: Schedule, workers: int, device: torch.device, bad: BadFiles) -> None:
-        self._labels = torch.tensor(source.labels)
+    def __init__(self, source: Source, schedule: Schedule, workers: int, device: torch.device) -> None:
+        self._labels, self._bad = torch.tensor(source.labels), source.bad
         self._sampler = _From(len(schedule))
-        self._device, self._bad = device, bad
+        self._device = device
         self._loader: DataLoader[tuple[Tensor, Ints, list[BadFile]]] | None = DataLoader(
             _Steps(source, schedule),
             batch_size=None,
@@ -168,7 +168,7 @@ class TorchvisionLoader:
             raise RuntimeError("loader: expected an open loader, this one was closed")
         self._sampler.epoch, self._sampler.start = epoch, start
         for images, rows, bad in self._loader:
-            self._bad.note(bad)
+            self._bad.replace(bad)
             index = torch.as_tensor(rows)
             labels = self._labels[index]
             yield Batch(

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from ibvit.data.images import Pixels, pixels, read
+import numpy as np
+from PIL import Image
+
+from ibvit.data.bad_files import BadFiles
+from ibvit.data.images import Pixels, oddity, opened, read, rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+
+Stored = Literal["encoded", "memory", "device"]
 
 
 class Source(Protocol):
     """Where pictures come from: files, or some place that holds decoded ones."""
 
     @property
+    def stored(self) -> Stored:
+        """As encoded files, or decoded: in the machine's memory, or on the device."""
+
+    @property
     def labels(self) -> tuple[int, ...]: ...
+
+    @property
+    def bad(self) -> BadFiles:
+        """Gathers the files that had to be replaced or converted."""
 
     def __len__(self) -> int: ...
 
@@ -37,6 +51,8 @@ class ImageFolder:
     classes: tuple[str, ...]
     paths: tuple[str, ...]  # relative to root
     labels: tuple[int, ...]
+    bad: BadFiles = field(default_factory=BadFiles, repr=False, compare=False)
+    stored: Stored = field(default="encoded", init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -49,13 +65,24 @@ class ImageFolder:
         """The file's bytes; raises :class:`~ibvit.data.images.BadImageError`."""
         return read(self.path(index))
 
+    def decoded(self, index: int, data: bytes) -> Image.Image:
+        """PIL's reading of the file's bytes, in RGB; raises :class:`~ibvit.data.images.BadImageError`."""
+        image = opened(data)
+        what = oddity(image, self.paths[index])
+        if what is not None:
+            self.bad.name(self.path(index), what)
+        return rgb(image)
+
     def pixels(self, index: int) -> Pixels:
         """uint8 ``[height, width, 3]``; raises :class:`~ibvit.data.images.BadImageError`."""
-        return pixels(self.encoded(index))
+        return np.array(self.decoded(index, self.encoded(index)))
 
 
-def scan(root: Path) -> ImageFolder:
+def scan(root: Path, bad: BadFiles | None = None) -> ImageFolder:
     """List a split.
+
+    Args:
+        bad: gathers its bad files.
 
     Raises:
         ValueError: the folder does not exist, has no class folders, or a class folder has no images.
@@ -82,16 +109,20 @@ def scan(root: Path) -> ImageFolder:
             f"data: expected images ({', '.join(EXTENSIONS)}) in every class folder, found none in "
             f"{', '.join(empty[:3])}{more}"
         )
-    return ImageFolder(root, tuple(classes), tuple(paths), tuple(labels))
+    return ImageFolder(root, tuple(classes), tuple(paths), tuple(labels), bad or BadFiles())
 
 
-def scan_tree(root: Path) -> tuple[ImageFolder, ImageFolder]:
+def scan_tree(root: Path, bad: BadFiles | None = None) -> tuple[ImageFolder, ImageFolder]:
     """List ``root/train`` and ``root/val``, which must have the same classes.
+
+    Args:
+        bad: gathers the bad files of both.
 
     Raises:
         ValueError: as :func:`scan`, or the classes differ.
     """
-    train, val = scan(root / "train"), scan(root / "val")
+    bad = bad or BadFiles()
+    train, val = scan(root / "train", bad), scan(root / "val", bad)
     if train.classes != val.classes:
         only_train = sorted(set(train.classes) - set(val.classes))
         only_val = sorted(set(val.classes) - set(train.classes))

@@ -14,16 +14,16 @@ def test_broken_and_odd_files_are_named(make_tree, plant, capsys):
     fates = plant(root / "train" / "dog")
     assert check_tree(root, workers=2) == 7
     lines = capsys.readouterr().out.splitlines()
-    named = {line.split(":")[0].rsplit("/", 1)[1] for line in lines[:-2] if "will be converted" not in line}
+    named = {line.split(":")[0].rsplit("/", 1)[1] for line in lines if ": broken: " in line}
     assert named == {name for name, gives_picture in fates.items() if not gives_picture}
-    converted = [line.split("/")[-1] for line in lines if "will be converted" in line]
-    assert converted == [
-        "b03_cmyk.JPEG: will be converted from JPEG, CMYK",
-        "b05_16bit.png: will be converted from PNG, I;16",
-        "b06_png.JPEG: will be converted from PNG, RGB",
+    assert [line.split("/")[-1] for line in lines if ": odd: " in line] == [
+        "b03_cmyk.JPEG: odd: converted from JPEG, CMYK",
+        "b05_16bit.png: odd: converted from PNG, I;16",
+        "b06_png.JPEG: odd: converted from PNG, RGB",
+        "b08_one_pixel.JPEG: odd: only 1 × 1 pixels",
     ]
     assert lines[-2].endswith(
-        "train: 32 images of 2 classes, 7 broken (replaced in training), 3 odd and 1 grey (converted)"
+        "train: 32 images of 2 classes; 7 broken (another would take their place), 4 odd, 1 grey (both are used)"
     )
 
 

@@ -80,17 +80,17 @@ def test_each_operation_is_torchvisions(operation, pictures, name, sign):
 def test_windows_are_decoded_as_pil_decodes_them(files):
     data, decoded, sizes = files
     plan = train_plan(AUGMENTATION, 0, 0, np.arange(len(data)), sizes)
-    windows = decode_graph(**SETTINGS).run(encoded=data, **window_arguments(plan))[0]
+    windows = decode_graph(**SETTINGS).run(images=data, **window_arguments(plan))[0]
     for row, picture in enumerate(decoded):
         np.testing.assert_array_equal(windows.at(row), cut(picture, plan.window[row]))
 
 
-@pytest.mark.parametrize("stored", ["encoded", "pixels"])
+@pytest.mark.parametrize("stored", ["encoded", "memory"])
 def test_validation_pixels_are_torchvisions_within_two_levels(files, stored):
     data, decoded, sizes = files
     plan = val_plan(AUGMENTATION, sizes)
-    given = {"encoded": data} if stored == "encoded" else {"pixels": decoded}
-    ours = augment_graph(64, 0, "cpu", stored, **SETTINGS).run(**given, **arguments(plan, 64))[0].as_array()
+    given = data if stored == "encoded" else decoded
+    ours = augment_graph(64, 0, "cpu", stored, **SETTINGS).run(images=given, **arguments(plan, 64))[0].as_array()
     transform = Compose(
         [Resize(AUGMENTATION.resize_size, InterpolationMode.BICUBIC), CenterCrop(AUGMENTATION.image_size)]
     )
@@ -105,7 +105,7 @@ def test_a_whole_training_plan_is_torchvisions(files):
     differences = []
     for epoch in epochs:
         plan = train_plan(AUGMENTATION, 0, epoch, np.arange(len(data)), sizes)
-        ours = graph.run(encoded=data, **arguments(plan, 64))[0].as_array().astype(int)
+        ours = graph.run(images=data, **arguments(plan, 64))[0].as_array().astype(int)
         for row, picture in enumerate(decoded):
             expected = F.resized_crop(
                 Image.fromarray(picture), *plan.window[row].tolist(), [64, 64], InterpolationMode.BICUBIC

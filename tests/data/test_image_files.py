@@ -8,23 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ibvit.data.images import (
-    BadFile,
-    BadFiles,
-    BadImageError,
-    decode,
-    nearest_readable,
-    pixels,
-    plain_jpeg_size,
-    read,
-    stored_size,
-)
+from ibvit.data.images import BadImageError, opened, read, rgb, stored_size
+from ibvit.data.jpeg import plain_jpeg_size
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.array(rgb(opened(data)))
 
 
 @pytest.mark.usefixtures("forbidden")
@@ -51,7 +46,7 @@ def test_every_kind_of_trouble_is_a_picture_or_a_reason(tmp_path, plant):
 def test_the_reason_says_what_is_wrong(tmp_path, plant, name, reason):
     plant(tmp_path)
     with pytest.raises(BadImageError, match=reason):
-        decode(read(tmp_path / name))
+        pixels(read(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -82,36 +77,5 @@ def test_other_files_are_not_plain(data):
 
 def test_sixteen_bits_keep_the_upper_byte():
     levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    image = decode(encoded(Image.fromarray(levels), "PNG"))
-    np.testing.assert_array_equal(np.asarray(image)[:, :, 0].ravel(), np.arange(256))
-
-
-def test_a_broken_file_gives_way_to_the_next_readable_one_cyclically():
-    def load(index: int) -> str:
-        if index in (0, 3, 4):
-            raise BadImageError("broken")
-        return f"image {index}"
-
-    shown, content, bad = nearest_readable(load, str, 3, 5)
-    assert (shown, content) == (1, "image 1")
-    assert bad == [BadFile("3", "broken"), BadFile("4", "broken"), BadFile("0", "broken")]
-    assert nearest_readable(load, str, 2, 5) == (2, "image 2", [])
-
-
-def test_no_readable_image_at_all_is_an_error():
-    def load(index: int) -> str:
-        raise BadImageError("empty file")
-
-    with pytest.raises(BadImageError, match=r"none of the 2 images .* 1: empty file"):
-        nearest_readable(load, str, 1, 2)
-
-
-def test_each_bad_file_is_named_once(caplog):
-    bad = BadFiles()
-    bad.note([BadFile("a.JPEG", "empty file"), BadFile("b.JPEG", "not an image")])
-    bad.note([BadFile("a.JPEG", "empty file")])
-    assert bad.replaced == 3
-    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
-        "a.JPEG: empty file",
-        "b.JPEG: not an image",
-    ]
+    image = pixels(encoded(Image.fromarray(levels), "PNG"))
+    np.testing.assert_array_equal(image[:, :, 0].ravel(), np.arange(256))

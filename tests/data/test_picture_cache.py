@@ -6,19 +6,29 @@ import gc
 import logging
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ibvit.data.cache import Pack, cached, create_pack, decoded_bytes, disk_pack, measure, memory_pack
-from ibvit.data.check import pack_tree
+from ibvit.data.cache import DeviceArena, cached
 from ibvit.data.folder import folder_loaders
 from ibvit.data.images import BadImageError
+from ibvit.data.pack import Pack, create_pack, decoded_bytes, disk_pack, measure, pack_tree
+from ibvit.data.shared import memory_pack, occupied, remove_abandoned
 from ibvit.data.tree import scan, scan_tree
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path, monkeypatch):
+    """Tests that run beside these do not see their packs, nor clear them away."""
+    home = tmp_path / "memory"
+    home.mkdir()
+    monkeypatch.setattr("ibvit.data.shared._HOME", home)
 
 
 @pytest.fixture
@@ -81,7 +91,7 @@ def test_packing_goes_on_where_it_stopped(make_tree, capsys):
     assert all((pack.state == 1).all() for pack in packs)
     assert "val.pack: 8 images" in capsys.readouterr().out
     sources = cached(*scan_tree(root), "auto", CPU, "torchvision")
-    assert (sources.stored, sources.cache) == ("pixels", "pack")
+    assert (sources.train.stored, sources.cache) == ("memory", "pack")
 
 
 def test_memory_is_shared_and_given_back(folder):
@@ -89,16 +99,80 @@ def test_memory_is_shared_and_given_back(folder):
     first = memory_pack(folder, sizes)
     place = first.place
     first.pixels(5)
-    assert memory_pack(folder, sizes).state[5] == 1
+    second = memory_pack(folder, sizes)
+    assert second.state[5] == 1
     child = os.fork()
     if not child:
-        del first  # a worker's exit is not the owner's
+        del first, second  # a worker's exit is not the owner's
         gc.collect()
         os._exit(0)
     os.waitpid(child, 0)
     del first
     gc.collect()
+    assert place.exists()
+    del second
+    gc.collect()
     assert not place.exists()
+
+
+def killed_with_a_pack(folder):
+    """A process that fills one picture of a pack and is killed; returns the pack's place."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        pack = memory_pack(folder, measure(folder))
+        pack.pixels(5)
+        os.write(write_end, str(pack.place).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    return Path(os.read(read_end, 1000).decode())
+
+
+def test_what_a_killed_run_left_is_used_again(folder):
+    place = killed_with_a_pack(folder)
+    assert occupied(folder) > 0
+    pack = memory_pack(folder, measure(folder))
+    assert pack.place == place
+    assert pack.state[5] == 1
+    del pack
+    gc.collect()
+    assert not place.exists()
+    assert occupied(folder) == 0
+
+
+def test_what_a_killed_run_left_counts_as_room(make_tree, monkeypatch):
+    train, val = scan_tree(make_tree())
+    needed = sum(decoded_bytes(measure(split)) for split in (train, val))
+    pack = memory_pack(train, measure(train))
+    pack.fill(workers=1)
+    monkeypatch.setattr("ibvit.data.cache._free_memory", lambda: int(needed / 0.7 - 0.9 * pack.sizes.prod(1).sum() * 3))
+    assert cached(train, val, "auto", CPU, "dali").cache == "ram"
+
+
+def test_what_a_killed_run_left_is_removed_by_a_run_on_other_files(folder):
+    place = killed_with_a_pack(folder)
+    remove_abandoned(kept=[folder])
+    assert place.exists()
+    used = memory_pack(folder, measure(folder))
+    remove_abandoned(kept=[])
+    assert place.exists()
+    del used
+    gc.collect()
+    place = killed_with_a_pack(folder)
+    remove_abandoned(kept=[])
+    assert not place.exists()
+
+
+def test_an_arena_gives_the_files_pixels_and_never_decodes_twice(folder):
+    arena = DeviceArena(folder, measure(folder), CPU)
+    expected = [folder.pixels(index) for index in range(len(folder) - 1)]
+    for _ in range(2):
+        for index, picture in enumerate(expected):
+            np.testing.assert_array_equal(arena.pixels(index), picture)
+        for path in folder.root.rglob("*.JPEG"):
+            path.write_bytes(b"")
+    with pytest.raises(BadImageError, match="empty file"):
+        arena.pixels(len(expected))
 
 
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])

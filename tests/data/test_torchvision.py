@@ -10,7 +10,6 @@ from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Ra
 from torchvision.transforms.v2 import functional as F
 
 from ibvit.data.augment import OPERATIONS, Augmentation, magnitudes, train_plan, val_plan
-from ibvit.data.images import BadFiles
 from ibvit.data.schedule import Training, Validation
 from ibvit.data.torchvision import TorchvisionLoader, cut, finish, operate
 from ibvit.data.tree import scan
@@ -72,7 +71,7 @@ def loaders(make_tree):
             if train
             else Validation(AUGMENTATION, len(folder), 6, rank, world_size)
         )
-        opened.append(TorchvisionLoader(folder, schedule, workers, torch.device("cpu"), BadFiles()))
+        opened.append(TorchvisionLoader(folder, schedule, workers, torch.device("cpu")))
         return opened[-1]
 
     yield make
