@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,26 +120,35 @@ def nmi(
     import ibvit
 
     drawn = None if samples is None else int(samples)
-    found = ibvit.nmi(_channel(a), _channel(b), samples=drawn, tolerance=tolerance, method=method, seed=seed, impl=impl)
+    first, second = _channels(a, b)
+    found = ibvit.nmi(first, second, samples=drawn, tolerance=tolerance, method=method, seed=seed, impl=impl)
+    if isnan(found.value):
+        raise ValueError(f"NMI of {a} and {b}: not a number, at least one of them carries too little information")
     print(f"NMI {found.value:.6f} ± {found.stderr:.1g} (standard error), bias at most {found.bias_bound:.1g}")
     print(f"{found.method}, {found.samples} samples, {found.seconds:.1f} s")
 
 
-def _channel(name: str) -> tuple[Any, Any]:
-    """mu and logvar of a file or of a recorded head, on the GPU if there is one."""
+def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
+    """mu and logvar of files, or of recorded heads RUN:block.head; on the GPU if there is one."""
     import torch
 
+    from ibvit.analysis.records import as_tensor, open_runs
     from ibvit.information import load_channel
 
-    run, _, head = name.rpartition(":")
-    if run and Path(run).is_dir():
-        from ibvit.analysis.records import Records, as_tensor
-
-        arrays: Any = [as_tensor(part).flatten(0, 1) for part in Records.open(run).latent(head)]
-    else:
-        arrays = [torch.as_tensor(array) for array in load_channel(name)]
-    mu, logvar = (array.cuda() if torch.cuda.is_available() else array for array in arrays)
-    return mu, logvar
+    heads = {name: name.rpartition(":") for name in names if ":" in name and not Path(name).exists()}
+    runs = {run.run: run for run in open_runs({Path(folder) for folder, _, _ in heads.values()})} if heads else {}
+    for name in names:
+        if name in heads:
+            folder, _, head = heads[name]
+            run = runs[Path(folder)]
+            if run.attention_kind != "ib":
+                raise ValueError(f"{name}: expected a run with bottlenecks, got attention={run.attention_kind}")
+            run.place(head)  # a head that the model does not have is named as such
+            arrays: Any = [as_tensor(part).flatten(0, 1) for part in run.latent(head)]
+        else:
+            arrays = [torch.as_tensor(array) for array in load_channel(name)]
+        mu, logvar = (array.cuda() if torch.cuda.is_available() else array for array in arrays)
+        yield mu, logvar
 
 
 @app.command

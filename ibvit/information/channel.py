@@ -40,7 +40,8 @@ def load_channel(path: str | Path) -> tuple[Array, Array]:
     """Read the arrays `mu` and `logvar` of a `.npz` or `.safetensors` file.
 
     Raises:
-        ValueError: another suffix, or an array is missing.
+        FileNotFoundError: there is no such file.
+        ValueError: another suffix, a damaged file, or an array is missing.
 
     Example:
         >>> import tempfile
@@ -51,21 +52,28 @@ def load_channel(path: str | Path) -> tuple[Array, Array]:
         (5, 2)
     """
     path = Path(path)
-    arrays: dict[str, Array]
-    if path.suffix == ".npz":
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files if name in ("mu", "logvar")}
-    elif path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys() if name in ("mu", "logvar")}  # noqa: SIM118
-    else:
+    if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"path: expected a .npz or .safetensors file, got {path.name!r}")
+    with path.open("rb"):  # a missing file is named by the system's own error
+        pass
+    try:
+        arrays = _read(path)
+    except Exception as error:  # numpy, zipfile and safetensors each have several for a damaged file
+        raise ValueError(f"{path}: expected a {path.suffix} file, cannot read it ({error})") from error
     missing = [name for name in ("mu", "logvar") if name not in arrays]
     if missing:
         raise ValueError(f"{path.name}: expected arrays mu and logvar, missing {' and '.join(missing)}")
     return arrays["mu"], arrays["logvar"]
+
+
+def _read(path: Path) -> dict[str, Array]:
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files if name in ("mu", "logvar")}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name in ("mu", "logvar")}  # noqa: SIM118
 
 
 def make_channel(mu: Array, logvar: Array, idle_nats: float, name: str = "") -> Channel:
