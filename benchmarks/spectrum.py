@@ -46,7 +46,7 @@ class Plan:
 SMALL = TrainConfig(latent_dim=4, hidden_dim=16, eval_every=2, device="cpu")
 PLANS = {
     "repetition": Plan(
-        betas=(10.0, 1.0, 0.1, 0.01, 0.0),
+        betas=(10.0, 2.0, 1.0, 0.1, 0.0),
         seeds=(0, 1),
         train=replace(SMALL, data="repetition", epochs=8, beta_warmup_epochs=8),
     ),
@@ -123,7 +123,7 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
     names = [speaking_heads(run)[0] for run in survivors]
     probes = [copy_paste(run, [name]) for run, name in zip(survivors, names, strict=True)]
     effects = [probe.effect()[0] for probe in probes]
-    likeness = similarity(survivors, most=1)
+    likeness = similarity(survivors, most=1, samples=1 << 16)
     shifts = [probe.shift[0, -1] for probe in probes]
     agreeing = [float(np.mean(np.sign(shift) == np.sign(shift.mean()))) for shift in shifts]
     return [
@@ -139,7 +139,7 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
             },
         ),
         Finding(
-            "the surviving heads of two seeds carry the same information",
+            "the surviving heads of two seeds share most of their information",
             bool(likeness.nmi[0, 1] > 0.5),
             {"beta": beta, "NMI": float(likeness.nmi[0, 1]), "standard error": float(likeness.stderr[0, 1])},
         ),

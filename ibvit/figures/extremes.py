@@ -19,12 +19,21 @@ def draw(results: Sequence[Extremes]) -> Figure:
     panels: Any = figure.subfigures(len(results), 1, squeeze=False)
     for panel, result, pair in zip(panels[:, 0], results, sides, strict=True):
         panel.suptitle(
-            f"{result.run['label']} (seed {result.run['seed']}), head {result.head}", fontsize=8, x=0.01, ha="left"
+            f"{result.run['label']} (seed {result.run['seed']}), head {result.head}: patches of at least "
+            f"{result.threshold:.2g} nats, and their attention",
+            fontsize=8,
+            x=0.01,
+            ha="left",
         )
         axes = panel.subplots(2, 2 * half, squeeze=False)
         for cell in axes.flat:
             style.bare(cell)
-        for offset, places in zip((0, half), pair, strict=True):
+        for offset, places, sign in zip((0, half), pair, ("negative", "positive"), strict=True):
+            if not places.size:
+                axes[0, offset].text(
+                    0, 0.5, f"none of these is {sign}", fontsize=7, color="0.4", va="center",
+                    transform=axes[0, offset].transAxes, in_layout=False,
+                )  # fmt: skip
             for column, k in enumerate(places, start=offset):
                 _draw_patch(axes[:, column], result, k)
     return figure
@@ -34,7 +43,7 @@ def _draw_patch(axes: np.ndarray, result: Extremes, k: Any) -> None:
     grid = result.attention.shape[1:]
     height, width = result.images.shape[1:3]
     axes[0].imshow(result.images[k])
-    axes[0].set_title(f"μ = {result.mu[k]:+.1f}", fontsize=6, pad=2)
+    axes[0].set_title(f"μ = {result.mu[k]:+.2f}", fontsize=6, pad=2)
     style.mark_patch(axes[0], result.patch[k], grid, (height, width))
     axes[1].imshow(result.attention[k], cmap=style.ATTENTION, vmin=0)
     style.mark_patch(axes[1], result.patch[k], grid, grid)

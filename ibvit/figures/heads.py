@@ -19,11 +19,12 @@ def draw(results: Sequence[Heads]) -> Figure:
     figure = style.new_figure(style.COLUMN, 0.5 + 1.0 * len(results))
     grid = figure.subplots(len(results), 2, width_ratios=[3.2, 1], squeeze=False)
     highest = max(result.nats[-1] for result in results)
+    rarest = min(result.survival[result.survival > 0].min(initial=1.0) for result in results)
     for (curves, cells), result in zip(grid, results, strict=True):
         shades = mpl.colormaps["cividis"](np.linspace(0, 0.9, len(result.active)))  # [blocks, 4]
         _draw_survival(curves, result, shades)
         _draw_active(cells, result, shades)
-        curves.set_xlim(results[0].nats[0], highest * 1.3)
+        curves.set(xlim=(results[0].nats[0], highest * 1.3), ylim=(rarest / 1.5, 1.5))
     grid[-1, 0].set_xlabel("x (nats per patch)")
     grid[-1, 1].set_xlabel("head")
     return figure
@@ -36,7 +37,6 @@ def _draw_survival(axes: Axes, result: Heads, shades: np.ndarray) -> None:
     axes.axvline(result.threshold, color="0.6", lw=0.6, ls=":")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(top=1.4)
     axes.set_ylabel("P(KL ≥ x)")
     count = f"{int(result.active.sum())} of {result.active.size} heads active"
     axes.set_title(f"{result.run['label']}: {count}", loc="left")

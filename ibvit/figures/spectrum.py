@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ibvit.analysis.spectrum import Spectrum
 from ibvit.figures import style
@@ -10,7 +11,7 @@ from ibvit.figures import style
 
 def draw(result: Spectrum) -> Figure:
     """Runs with bottlenecks on a log axis, the two ends of the spectrum in panels of their own on either side."""
-    figure = style.new_figure(style.COLUMN, 2.5)
+    figure = style.new_figure(style.COLUMN, 2.7)
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[1, 7, 1])
     for run, nats, accuracy, spread in zip(
         result.runs, result.nats_per_patch, 100 * result.accuracy, 100 * result.accuracy_std, strict=True
@@ -42,8 +43,10 @@ def draw(result: Spectrum) -> Figure:
     slope, error = result.slope()
     if np.isfinite(slope):
         uncertainty = f" ± {100 * error:.1f}" if np.isfinite(error) else ""
-        middle.set_title(f"{100 * slope:+.1f}{uncertainty} points per factor e", color="0.35", fontsize=7)
-    middle.margins(0.12, 0.12)  # room for the labels of β
+        middle.set_title(
+            f"{100 * slope:+.1f}{uncertainty} points for each factor e of information", color="0.35", fontsize=7
+        )
+    middle.margins(0.12, 0.12)
     style.log_axis(middle.xaxis)
     middle.set_xlabel("information (nats per patch)")
     left.set_ylabel("top-1 accuracy (%)")
@@ -53,22 +56,14 @@ def draw(result: Spectrum) -> Figure:
     for axes in (middle, right):
         axes.spines.left.set_visible(False)
         axes.tick_params(left=False)
-    _label_betas(result, middle)
+    _explain(figure, result, middle)
     return figure
 
 
-def _label_betas(result: Spectrum, axes: Axes) -> None:
-    """β beside the first run of each β."""
-    seen = set()
-    for run, nats, accuracy in zip(result.runs, result.nats_per_patch, 100 * result.accuracy, strict=True):
-        if run["beta"] is not None and run["beta"] not in seen and nats > 0:
-            seen.add(run["beta"])
-            axes.annotate(
-                run["label"],
-                (nats, accuracy),
-                (0, -10),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6,
-                color="0.3",
-            )
+def _explain(figure: Figure, result: Spectrum, axes: Axes) -> None:
+    """A legend of β: labels beside the points would lie on each other where runs are close."""
+    betas = {run["label"]: style.color(run) for run in result.runs if run["beta"] is not None}
+    points = [Line2D([], [], ls="", marker="o", color=color, mec=style.INK, mew=0.5) for color in betas.values()]
+    lines, names = axes.get_legend_handles_labels()
+    figure.legend([*points, *lines], [*betas, *names], loc="outside lower center", ncols=4, columnspacing=1.0,
+                  handletextpad=0.3)  # fmt: skip

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ibvit.analysis.records import RunIdentity
@@ -105,11 +106,17 @@ def log_axis(axis: XAxis | YAxis) -> None:
 
 
 def mark_patch(axes: Axes, patch: Any, grid: tuple[int, int], extent: tuple[int, int], mark: str = MARK) -> None:
-    """Outline the patch at position `patch` of `grid` on a picture of `extent` = (height, width) pixels."""
+    """Outline the patch at position `patch` of `grid` on a picture of `extent` = (height, width) pixels.
+
+    A white seam keeps the red outline apart from whatever colours the picture has.
+    """
     row, column = divmod(int(patch), grid[1])
     height, width = extent[0] / grid[0], extent[1] / grid[1]
     corner = (column * width - 0.5, row * height - 0.5)
-    axes.add_patch(mpl.patches.Rectangle(corner, width, height, fill=False, edgecolor=mark, linewidth=1.1))
+    outline = mpl.patches.Rectangle(corner, width, height, fill=False, edgecolor=mark, linewidth=1.0, zorder=3)
+    if mark == MARK:
+        outline.set_path_effects([withStroke(linewidth=1.9, foreground="white")])
+    axes.add_patch(outline)
 
 
 def save(figure: Figure, stem: str | Path) -> None:
