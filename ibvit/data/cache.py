@@ -10,9 +10,10 @@ size before the images are known, and exists on a GPU only, while these pictures
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import shutil
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ class DeviceArena:
             if decoded.shape != tuple(stored.shape):
                 raise BadImageError("changed since it was measured, or broken then")
             with torch.cuda.stream(self._stream):  # a stream of its own: the copy waits for its end, not for training's
-                stored.copy_(torch.from_numpy(decoded))
+                stored.copy_(torch.from_numpy(np.array(decoded)))  # of its own: a pack may be read-only
             self._decoded[index] = True
         return stored
 
@@ -76,12 +77,22 @@ class Sources(NamedTuple):
     cache: str  # what was chosen: "gpu", "ram", "pack" (on disk) or "off"
 
 
-def _free_memory() -> int:
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with open("/proc/meminfo") as lines:
-        available = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    memory = available[0] if available else pages
-    return min(memory, shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else memory)
+def _free_memory(system: Path = Path("/")) -> int:
+    """Bytes that are left to this process: of the machine, of its container, and of the file system in memory."""
+    try:
+        left = [_numbers(system / "proc/meminfo")["MemAvailable:"] << 10, shutil.disk_usage(shared.HOME).free]
+    except (OSError, KeyError):
+        return 0  # no Linux: nothing is known
+    group = system / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        left.append(limit - used + _numbers(group / "memory.stat")["inactive_file"])
+    return min(left)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """A table of the kernel's: a name and a number a line."""
+    return {name: int(number) for name, number, *_ in map(str.split, path.read_text().splitlines())}
 
 
 def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device, loader: str) -> Sources:
@@ -131,8 +142,8 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
             f"{_SHARE_OF_MEMORY:.0%} are taken; `ibvit data pack` decodes to disk instead"
         )
     if mode == "gpu":
-        on_disk: list[ImageFolder | Pack] = [*packs] or [*splits]
-        arenas = [DeviceArena(source, size, device) for source, size in zip(on_disk, sizes, strict=True)]
+        origins: list[ImageFolder | Pack] = [*packs] or [*splits]
+        arenas = [DeviceArena(origin, size, device) for origin, size in zip(origins, sizes, strict=True)]
         return Sources(arenas[0], arenas[1], "gpu")
     packs = packs or [shared.memory_pack(split, size) for split, size in zip(splits, sizes, strict=True)]
     return Sources(packs[0], packs[1], "pack" if packed else "ram")

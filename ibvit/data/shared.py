@@ -20,7 +20,7 @@ from ibvit.data.augment import Ints
 from ibvit.data.pack import Pack, create_pack, digest
 from ibvit.data.tree import ImageFolder
 
-_HOME = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
+HOME = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 
 
 _PREFIX = f"ibvit-{os.getuid()}-"
@@ -55,7 +55,7 @@ def occupied(folder: ImageFolder) -> int:
 
 def remove_abandoned(kept: Iterable[ImageFolder]) -> None:
     """Remove the packs that no process has open, but for those of some files."""
-    for place in set(_HOME.glob(f"{_PREFIX}*")) - {_place(folder) for folder in kept}:
+    for place in set(HOME.glob(f"{_PREFIX}*")) - {_place(folder) for folder in kept}:
         try:
             _leave(place, _locked(place), os.getpid())
         except FileNotFoundError:  # somebody else removes it
@@ -65,7 +65,7 @@ def remove_abandoned(kept: Iterable[ImageFolder]) -> None:
 def _place(folder: ImageFolder) -> Path:
     stamps = [str(os.stat(folder.root / name).st_mtime_ns) for name in folder.classes]
     key = "\n".join([str(folder.root.resolve()), digest(folder), *stamps])
-    return _HOME / (_PREFIX + hashlib.sha256(key.encode()).hexdigest()[:16])
+    return HOME / (_PREFIX + hashlib.sha256(key.encode()).hexdigest()[:16])
 
 
 def _locked(place: Path) -> IO[str]:

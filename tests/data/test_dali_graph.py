@@ -98,6 +98,11 @@ def test_validation_pixels_are_torchvisions_within_two_levels(files, stored):
         assert np.abs(image.astype(int) - np.asarray(transform(Image.fromarray(picture)))).mean() < 1
 
 
+@pytest.mark.parametrize("stored", ["encoded", "memory", "device"])
+def test_the_gpu_graph_can_be_written_down(stored):
+    assert augment_graph(64, 2, "gpu", stored, **SETTINGS).serialize()  # DALI's own check; to build it takes a GPU
+
+
 def test_a_whole_training_plan_is_torchvisions(files):
     data, decoded, sizes = files
     epochs = range(12)

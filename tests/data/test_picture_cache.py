@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibvit.data.cache import DeviceArena, cached
+from ibvit.data.cache import DeviceArena, _free_memory, cached
 from ibvit.data.folder import folder_loaders
 from ibvit.data.images import BadImageError
 from ibvit.data.pack import Pack, create_pack, decoded_bytes, disk_pack, measure, pack_tree
@@ -28,7 +28,7 @@ def own_memory(tmp_path, monkeypatch):
     """Tests that run beside these do not see their packs, nor clear them away."""
     home = tmp_path / "memory"
     home.mkdir()
-    monkeypatch.setattr("ibvit.data.shared._HOME", home)
+    monkeypatch.setattr("ibvit.data.shared.HOME", home)
 
 
 @pytest.fixture
@@ -209,6 +209,21 @@ def test_the_size_is_said_before_memory_is_taken(make_tree, caplog):
 def test_impossible_modes_are_refused(make_tree, mode, message):
     with pytest.raises(ValueError, match=message):
         cached(*scan_tree(make_tree()), mode, CPU, "dali")
+
+
+def test_a_containers_limit_counts(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\nHugePages_Total:  0\n")
+    assert _free_memory(tmp_path) == 8000 << 10
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("500000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 200000\n")
+    (group / "memory.max").write_text("max\n")
+    assert _free_memory(tmp_path) == 8000 << 10
+    (group / "memory.max").write_text("900000\n")
+    assert _free_memory(tmp_path) == 900_000 - 500_000 + 200_000
+    assert _free_memory(tmp_path / "elsewhere") == 0
 
 
 def test_too_little_memory(make_tree, monkeypatch):
