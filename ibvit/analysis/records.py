@@ -66,6 +66,18 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
+def cache_command(run: Path, options: Mapping[str, Any]) -> str:
+    """The command that records a run, with `ibvit.analysis.cache.RecordOptions` as they were given.
+
+    >>> cache_command(Path("runs/x"), {"heads": "active", "attention": True})
+    'ibvit cache --run runs/x --attention'
+    """
+    words = [f"ibvit cache --run {run}"]
+    words += ["--attention"] if options.get("attention") else []
+    words += ["--heads all"] if options.get("heads") == "all" else []
+    return " ".join(words)
+
+
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
@@ -92,8 +104,8 @@ class Records:
         """
         run = Path(run_dir)
         config = _read_json(run / "config.json", f"{run} is not a run folder: it has no config.json")
-        again = f"run `ibvit cache --run {run}`"
-        meta = _read_json(run / "records" / "records.json", f"{run} has no records: {again}")
+        meta = _read_json(run / "records" / "records.json", f"{run} has no records: run `ibvit cache --run {run}`")
+        again = f"run `{cache_command(run, meta.get('options', {}))}`"
         if meta.get("schema") != SCHEMA:
             raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
         if not meta["complete"]:
@@ -114,7 +126,8 @@ class Records:
             raise RecordsError(f"{self.run}/records holds no {name}: run `ibvit cache --run {self.run}{option}`")
         path = self.run / "records" / f"{name}.npy"
         if not path.is_file():
-            raise RecordsError(f"{path} is missing: run `ibvit cache --run {self.run}`")
+            again = cache_command(self.run, self.meta.get("options", {}))
+            raise RecordsError(f"{path} is missing: run `{again}` to record it again")
         try:
             array = np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only arrays
         except ValueError as error:
@@ -262,7 +275,8 @@ def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
 class RecordsWriter:
     """Writes a run's records piece by piece; what `commit` has named as done survives an interruption.
 
-    `meta` is what must be equal for an interrupted recording to go on: weights, options, model.
+    `meta` is what must be equal for an interrupted recording to go on: weights, options, model. It starts over where
+    that differs, or where a file is gone.
     """
 
     def __init__(self, run_dir: str | Path, meta: Mapping[str, Any]) -> None:
@@ -271,7 +285,8 @@ class RecordsWriter:
         path = self.folder / "records.json"
         fresh = {"schema": SCHEMA, **meta}
         old = json.loads(path.read_text()) if path.is_file() else {}
-        resumable = all(old.get(key) == value for key, value in fresh.items())
+        whole = all((self.folder / f"{name}.npy").is_file() for name in old.get("arrays", {}))
+        resumable = whole and all(old.get(key) == value for key, value in fresh.items())
         self.meta: dict[str, Any] = old if resumable else {**fresh, "arrays": {}, "progress": {}, "complete": False}
         self._arrays: dict[str, np.memmap] = {}
 

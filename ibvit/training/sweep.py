@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import count, repeat
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 import torch
@@ -26,6 +28,7 @@ from ibvit.training.run import CONFIG_FILE, check_same_run
 log = logging.getLogger(__name__)
 
 LOG_FILE = "train.log"
+INTERRUPTED = (128 + signal.SIGINT, -signal.SIGINT)  # exit codes of a run that Ctrl-C has reached
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,12 @@ def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
     # Runs side by side share the cores; left alone, each would start a thread on every one of them.
     threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     environment = os.environ | ({} if jobs == 1 else {"OMP_NUM_THREADS": threads})
+    # A run may end at Ctrl-C before this process has noticed it: then the run's exit code is what stops the sweep.
+    stopped = Event()
     pool = ThreadPoolExecutor(max_workers=jobs)
     try:
-        outcomes = list(pool.map(_train_one, count(1), missing, repeat(len(missing)), repeat(environment)))
+        common = repeat(len(missing)), repeat(environment), repeat(stopped)
+        outcomes = list(pool.map(_train_one, count(1), missing, *common))
     except KeyboardInterrupt:
         # The terminal has sent Ctrl-C to the running processes too; only those not yet started are dropped.
         pool.shutdown(cancel_futures=True)
@@ -165,12 +171,16 @@ def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
     return [run.folder for run, code in zip(missing, outcomes, strict=True) if code != 0]
 
 
-def _train_one(number: int, run: SweepRun, total: int, environment: Mapping[str, str]) -> int:
+def _train_one(number: int, run: SweepRun, total: int, environment: Mapping[str, str], stopped: Event) -> int:
+    if stopped.is_set():
+        return INTERRUPTED[0]
     run.folder.mkdir(parents=True, exist_ok=True)
     log.info("[%d/%d] %s: training, see %s", number, total, run.folder.name, run.folder / LOG_FILE)
     start = time.monotonic()
     with (run.folder / LOG_FILE).open("ab") as output:
         done = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode in INTERRUPTED:
+        stopped.set()
     state = "finished" if done.returncode == 0 else f"stopped with exit code {done.returncode}"
     log.info("[%d/%d] %s: %s after %.0f s", number, total, run.folder.name, state, time.monotonic() - start)
     return done.returncode

@@ -133,6 +133,19 @@ def test_writer_goes_on_where_it_was_committed(tmp_path: Path) -> None:
     assert again.add("labels", (4,), "int64").tolist() == [5, 6, 0, 0]
 
 
+def test_writer_starts_over_where_a_file_is_gone(tmp_path: Path) -> None:
+    meta = {"weights_sha256": "a"}
+    writer = RecordsWriter(tmp_path, meta)
+    writer.add("labels", (4,), "int64")[:] = 1
+    writer.commit("survey", 4)
+    writer.finish()
+    assert RecordsWriter(tmp_path, meta).meta["complete"]
+    (tmp_path / "records" / "labels.npy").unlink()
+    again = RecordsWriter(tmp_path, meta)
+    assert not again.meta["complete"]
+    assert again.progress("survey") == 0
+
+
 def test_writer_starts_over_for_other_weights(tmp_path: Path) -> None:
     writer = RecordsWriter(tmp_path, {"weights_sha256": "a"})
     writer.add("labels", (4,), "int64")[:] = 1

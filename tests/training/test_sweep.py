@@ -130,6 +130,14 @@ except KeyboardInterrupt: sys.exit(130)
     assert not second.exists()
 
 
+def test_a_run_that_ends_at_ctrl_c_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run may be quicker than this process to notice the signal."""
+    stub(monkeypatch, "import sys; sys.exit(130)")
+    train_missing(plan([4.0, 1.0], [0], [], COMMON, tmp_path))
+    assert (tmp_path / "digits-ib-beta4-seed0").exists()
+    assert not (tmp_path / "digits-ib-beta1-seed0").exists()
+
+
 def test_sbatch_script_gives_each_task_its_run(tmp_path: Path) -> None:
     runs = plan([10.0, 1.0], [0, 1], [], replace(COMMON, data="a folder"), tmp_path)
     script = sbatch_script(runs, ["--gres=gpu:2"])
