@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ class Report(NamedTuple):
     grey: int  # would be converted
 
 
-def check(folder: ImageFolder, workers: int) -> Report:
+def check(folder: ImageFolder, workers: int | None = None) -> Report:
     """Decode every file of a split, whole, with PIL."""
 
     def look(index: int) -> tuple[str, str]:
@@ -49,11 +48,11 @@ def check_tree(root: Path, workers: int | None = None) -> int:
     """Check DIR/train and DIR/val, print the broken and the odd files, and return how many are broken.
 
     Raises:
-        ValueError: the tree is not one of images, see :func:`ibvit.data.tree.scan_tree`.
+        ValueError: the tree is not one of images, see :func:`ibvit.data.tree.scan_tree`, or there are no workers.
     """
     broken = 0
     for folder in scan_tree(root):
-        report = check(folder, workers or len(os.sched_getaffinity(0)))
+        report = check(folder, workers)
         for path, reason in report.broken:
             print(f"{path}: broken: {reason}")
         for path, kind in report.odd:

@@ -9,16 +9,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-Folder = tyro.conf.Positional[Path]
+Tree = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
 
 
 @dataclass(frozen=True)
 class Check:
     """Decode every image of DIR/train and DIR/val; name the broken and the odd ones; exit code 1 if any is broken."""
 
-    folder: Folder
+    folder: Tree
+    """Folder with train/<class>/* and val/<class>/*."""
     workers: int | None = None
-    """Threads (default: all cores)."""
+    """Threads; None: as many as there are cores."""
 
     def run(self) -> None:
         from ibvit.data.check import check_tree
@@ -30,9 +31,10 @@ class Check:
 class Pack:
     """Decode DIR/train and DIR/val into DIR/train.pack and DIR/val.pack, which training then reads by itself."""
 
-    folder: Folder
+    folder: Tree
+    """Folder with train/<class>/* and val/<class>/*."""
     workers: int | None = None
-    """Threads (default: all cores)."""
+    """Threads; None: as many as there are cores."""
 
     def run(self) -> None:
         from ibvit.data.pack import pack_tree

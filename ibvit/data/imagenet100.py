@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+
+from ibvit.data.progress import for_all
 
 TRAIN_IMAGES, VAL_IMAGES = 126_689, 5_000
 _SHA256 = "79f3f155"  # lists of the same name and other classes circulate
@@ -45,6 +47,8 @@ def make_tree(imagenet: Path, out: Path, how: Literal["link", "copy"] = "link") 
             written then.
     """
     ids = class_ids()
+    if not imagenet.is_dir():
+        raise ValueError(f"imagenet: expected a folder with ImageNet's train and val, {imagenet} does not exist")
     train = _class_folders(imagenet / "train", ids)
     val = _class_folders(imagenet / "val", ids) if (imagenet / "val" / ids[0]).is_dir() else _flat_val(imagenet, ids)
     for name, files, expected in (("train", train, TRAIN_IMAGES), ("val", val, VAL_IMAGES)):
@@ -56,15 +60,11 @@ def make_tree(imagenet: Path, out: Path, how: Literal["link", "copy"] = "link") 
                 f"smallest classes are {', '.join(f'{wnid} ({len(files[wnid])})' for wnid in fewest)}"
             )
     for name, files in (("train", train), ("val", val)):
+        _check_place(out / name, set(ids))
         for wnid in ids:
-            folder = out / name / wnid
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in files[wnid]:
-                _place(file, folder / file.name, how)
-            strangers = {entry.name for entry in os.scandir(folder)} - {file.name for file in files[wnid]}
-            if strangers:
-                raise ValueError(f"out: expected only ImageNet's files in {folder}, found {sorted(strangers)[0]!r} too")
-        print(f"{out / name}: 100 classes, {sum(map(len, files.values()))} images")
+            _check_place(out / name / wnid, {file.name for file in files[wnid]})
+    for name, files in (("train", train), ("val", val)):
+        print(f"{out / name}: {len(ids)} classes, {_make_split(out / name, files, how)} images")
 
 
 def _class_folders(split: Path, ids: tuple[str, ...]) -> dict[str, list[Path]]:
@@ -117,7 +117,33 @@ def _development_kit(path: Path) -> Mapping[str, str]:
     return {f"ILSVRC2012_val_{at:08d}": wnid[int(number)] for at, number in enumerate(numbers, 1)}
 
 
-def _place(source: Path, target: Path, how: str) -> None:
+def _check_place(folder: Path, names: set[str]) -> None:
+    """A folder to be made holds nothing else than what belongs there."""
+    for existing in (folder, *folder.parents):
+        if existing.exists() and not existing.is_dir():
+            raise ValueError(f"out: expected a folder, {existing} is a file")
+    strangers = set(os.listdir(folder)) - names if folder.is_dir() else set()
+    visible = sorted(name for name in strangers if not name.startswith("."))
+    if visible:
+        raise ValueError(f"out: expected only what belongs to ImageNet-100 in {folder}, found {visible[0]!r} too")
+
+
+def _make_split(split: Path, files: Mapping[str, Sequence[Path]], how: Literal["link", "copy"]) -> int:
+    """Link or copy the files of each class into a folder of its own; returns how many there are."""
+    wnids = list(files)
+
+    def make(at: int) -> int:
+        folder = split / wnids[at]
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files[wnids[at]]:
+            _place(file, folder / file.name, how)
+        return len(files[wnids[at]])
+
+    verb = "linking" if how == "link" else "copying"
+    return sum(for_all(make, len(wnids), None, f"{verb} {split.name} classes"))
+
+
+def _place(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
     if how == "link":
         if not target.exists():
             target.unlink(missing_ok=True)  # a link that leads nowhere

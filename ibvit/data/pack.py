@@ -117,7 +117,7 @@ class Pack:
             self.state[index] = _DECODED  # after the pixels: another process may be reading
         return decoded
 
-    def fill(self, workers: int) -> list[BadFile]:
+    def fill(self, workers: int | None = None) -> list[BadFile]:
         """Decode all that is not decoded yet; returns the broken files."""
 
         def decode(index: int) -> BadFile | None:
@@ -173,7 +173,6 @@ def pack_tree(root: Path, workers: int | None = None) -> tuple[Pack, Pack]:
     Raises:
         ValueError: the tree is not one of images, or the disk has no room.
     """
-    workers = workers or len(os.sched_getaffinity(0))
     packs = []
     for folder in scan_tree(root):
         path = disk_pack(folder)
@@ -186,7 +185,10 @@ def pack_tree(root: Path, workers: int | None = None) -> tuple[Pack, Pack]:
             if needed > 0.95 * free:
                 raise ValueError(f"pack: expected {needed / 1e9:.1f} GB free at {root}, there are {free / 1e9:.1f} GB")
             pack = create_pack(path, folder, sizes)
-        for file, reason in pack.fill(workers):
-            print(f"{file}: {reason}")
+        broken = pack.fill(workers)
+        for file, reason in broken:
+            print(f"{file}: broken: {reason}")
+        if broken:
+            print(f"{path}: {len(broken)} broken, others take their place; if you mend them, delete {path}, pack again")
         packs.append(pack)
     return packs[0], packs[1]

@@ -85,10 +85,8 @@ def scan(root: Path, bad: BadFiles | None = None) -> ImageFolder:
         bad: gathers its bad files.
 
     Raises:
-        ValueError: the folder does not exist, has no class folders, or a class folder has no images.
+        ValueError: the folder has no class folders, or a class folder has no images.
     """
-    if not root.is_dir():
-        raise ValueError(f"data: expected a folder of class folders at {root}, which does not exist")
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not classes:
         raise ValueError(f"data: expected class folders in {root}, which has none")
@@ -119,8 +117,15 @@ def scan_tree(root: Path, bad: BadFiles | None = None) -> tuple[ImageFolder, Ima
         bad: gathers the bad files of both.
 
     Raises:
-        ValueError: as :func:`scan`, or the classes differ.
+        ValueError: as :func:`scan`, or one is missing, or the classes differ.
     """
+    missing = [name for name in ("train", "val") if not (root / name).is_dir()]
+    if missing:
+        found = sorted(os.listdir(root)) if root.is_dir() else None
+        holds = "does not exist" if found is None else f"holds {', '.join(found[:3]) or 'nothing'}"
+        raise ValueError(
+            f"data: expected folders train and val in {root}; {' and '.join(missing)} missing, {root} {holds}"
+        )
     bad = bad or BadFiles()
     train, val = scan(root / "train", bad), scan(root / "val", bad)
     if train.classes != val.classes:

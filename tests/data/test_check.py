@@ -27,6 +27,11 @@ def test_broken_and_odd_files_are_named(make_tree, plant, capsys):
     )
 
 
+def test_no_workers(make_tree):
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        check_tree(make_tree(train=1, val=1), workers=0)
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_exit_code(make_tree, capsys, broken):
     root = make_tree(train=2, val=1)

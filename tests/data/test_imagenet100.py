@@ -111,8 +111,23 @@ def test_missing_images_are_counted(imagenet, tmp_path):
         make_tree(imagenet, tmp_path / "out")
 
 
-def test_strangers_in_the_tree_are_refused(imagenet, tmp_path):
-    make_tree(imagenet, tmp_path / "out")
-    (tmp_path / "out" / "val" / IDS[0] / "cat.JPEG").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"found 'cat.JPEG' too"):
+@pytest.mark.parametrize("stranger", [f"val/{IDS[0]}/cat.JPEG", "train/n00000001"], ids=["image", "class"])
+def test_strangers_in_the_tree_are_refused_and_nothing_is_written(imagenet, tmp_path, stranger):
+    place = tmp_path / "out" / stranger
+    place.mkdir(parents=True)
+    (tmp_path / "out" / "train" / IDS[0]).mkdir(parents=True)
+    (tmp_path / "out" / "train" / IDS[0] / ".DS_Store").write_bytes(b"x")  # no image, no harm
+    with pytest.raises(ValueError, match=rf"out: expected only .* found '{place.name}' too"):
         make_tree(imagenet, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*_0.JPEG"))
+
+
+def test_a_file_in_the_way_is_named(imagenet, tmp_path):
+    (tmp_path / "out").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"out: expected a folder, .*/out is a file"):
+        make_tree(imagenet, tmp_path / "out")
+
+
+def test_a_missing_tree_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"imagenet: expected .*/nowhere does not exist"):
+        make_tree(tmp_path / "nowhere", tmp_path / "out")

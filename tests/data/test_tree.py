@@ -27,8 +27,14 @@ def test_broken_links_keep_their_place(make_tree):
     assert "cat/004b.JPEG" in scan(root).paths
 
 
-def test_missing_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"class folders at .*/train, which does not exist"):
+def test_missing_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"train and val missing, .*/nowhere does not exist"):
+        scan_tree(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"train and val missing, .* holds nothing"):
+        scan_tree(tmp_path)
+    for name in ("cat", "train"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"expected folders train and val in .*; val missing, .* holds cat, train"):
         scan_tree(tmp_path)
 
 
