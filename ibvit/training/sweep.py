@@ -77,18 +77,23 @@ def launch(
         sbatch: options of the Slurm job as "name=value".
 
     Raises:
-        ValueError: as `plan` and `submit`; or a run failed.
+        ValueError: as `plan` and `submit`; an option of sbatch is not name=value; or a run failed.
     """
+    if wrong := [option for option in sbatch if "=" not in option]:
+        raise ValueError(f"sbatch: expected name=value, such as gres=gpu:8, got {wrong[0]!r}")
     runs = plan(betas, seeds, ends, common, folder)
+    missing = [run for run in runs if not run.finished]
     failed: list[Path] = []
-    if slurm == "print":
-        print(sbatch_script(runs, [f"--{option}" for option in sbatch]), end="")
-        return
-    if slurm == "submit":
-        options = dict(option.split("=", 1) for option in sbatch)
-        print(f"submitted: {', '.join(submit(runs, folder, options))}")
-    else:
+    if slurm == "no":
         failed = train_missing(runs, jobs)
+    elif not missing:
+        log.info("all %d runs are finished already", len(runs))
+    elif slurm == "print":
+        print(sbatch_script(missing, [f"--{option}" for option in sbatch]), end="")
+        return
+    else:
+        options = dict(option.split("=", 1) for option in sbatch)
+        print(f"submitted: {', '.join(submit(missing, folder, options))}")
     print(table(runs))
     if failed:
         raise ValueError(f"{len(failed)} run(s) failed; see {', '.join(str(path / LOG_FILE) for path in failed)}")
@@ -187,22 +192,21 @@ def _train_one(number: int, run: SweepRun, total: int, environment: Mapping[str,
 
 
 def sbatch_script(runs: Sequence[SweepRun], options: Sequence[str] = ()) -> str:
-    """A Slurm array job with one task a missing run; submit it with `sbatch`.
+    """A Slurm array job with one task a run; submit it with `sbatch`.
 
     Args:
         options: further #SBATCH options, such as "--gres=gpu:8".
     """
-    missing = [run for run in runs if not run.finished]
     lines = [
         "#!/bin/bash",
         "#SBATCH --job-name=ibvit-sweep",
-        f"#SBATCH --array=0-{len(missing) - 1}",
+        f"#SBATCH --array=0-{len(runs) - 1}",
         "#SBATCH --output=ibvit-sweep-%A-%a.log",
         *(f"#SBATCH {option}" for option in options),
         # Slurm's warning before the time limit lets a run save its checkpoint.
         "#SBATCH --signal=TERM@120",
         "runs=(",
-        *(f"  {shlex.quote(shlex.join(command_line(run.config)))}" for run in missing),
+        *(f"  {shlex.quote(shlex.join(command_line(run.config)))}" for run in runs),
         ")",
         "gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)",
         'eval "exec torchrun --standalone --nproc-per-node=$((gpus > 0 ? gpus : 1)) -m ibvit train '
@@ -212,7 +216,7 @@ def sbatch_script(runs: Sequence[SweepRun], options: Sequence[str] = ()) -> str:
 
 
 def submit(runs: Sequence[SweepRun], folder: Path, options: Mapping[str, str]) -> list[str]:
-    """Submit the missing runs as one Slurm array through submitit; gives the ids of the jobs.
+    """Submit runs as one Slurm array through submitit; gives the ids of the jobs.
 
     Args:
         folder: Slurm's logs go into `folder`/slurm.
@@ -225,11 +229,15 @@ def submit(runs: Sequence[SweepRun], folder: Path, options: Mapping[str, str]) -
         import submitit
     except ImportError:
         raise ValueError("slurm: submit needs submitit (pip install submitit); print gives a script instead") from None
-    missing = [run for run in runs if not run.finished]
     executor = submitit.SlurmExecutor(folder=str(folder / "slurm"))
     executor.update_parameters(job_name="ibvit-sweep", additional_parameters=dict(options))
-    jobs = executor.map_array(subprocess.check_call, [run.command for run in missing])
+    jobs = executor.map_array(train_on_node, list(runs))
     return [job.job_id for job in jobs]
+
+
+def train_on_node(run: SweepRun) -> None:
+    """What a submitted job does: the GPUs that count are those of its node, not of the one that submits."""
+    subprocess.check_call(run.command)
 
 
 def table(runs: Sequence[SweepRun]) -> str:

@@ -167,15 +167,34 @@ def test_submit_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def update_parameters(self, **parameters: object) -> None:
             submitted.append(parameters)
 
-        def map_array(self, call, commands):
-            submitted.append(commands)
-            return [types.SimpleNamespace(job_id=f"7_{k}") for k in range(len(commands))]
+        def map_array(self, call, runs):
+            submitted.append(runs)
+            call(runs[1])
+            return [types.SimpleNamespace(job_id=f"7_{k}") for k in range(len(runs))]
 
+    stub(monkeypatch, f"open({str(tmp_path / 'trained')!r}, 'w').write(folder)")
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(SlurmExecutor=SlurmExecutor))
     runs = plan([10.0, 1.0], [0], [], COMMON, tmp_path)
     assert submit(runs, tmp_path, {"gres": "gpu:8"}) == ["7_0", "7_1"]
     assert submitted[1] == {"job_name": "ibvit-sweep", "additional_parameters": {"gres": "gpu:8"}}
-    assert submitted[2] == [run.command for run in runs]
+    assert submitted[2] == runs
+    assert (tmp_path / "trained").read_text() == str(runs[1].folder)
+
+
+def test_only_missing_runs_go_to_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    stub(monkeypatch, "open(folder + '/model.safetensors', 'w')")
+    launch([10.0], [0], [], COMMON, tmp_path)
+    launch([10.0, 1.0], [0], [], COMMON, tmp_path, slurm="print")
+    assert "#SBATCH --array=0-0" in capsys.readouterr().out
+    launch([10.0], [0], [], COMMON, tmp_path, slurm="print")
+    assert "#SBATCH" not in capsys.readouterr().out
+
+
+def test_an_option_of_sbatch_without_a_value(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sbatch: expected name=value, such as gres=gpu:8, got 'exclusive'"):
+        launch([10.0], [0], [], COMMON, tmp_path, slurm="submit", sbatch=["exclusive"])
 
 
 def test_submit_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
