@@ -187,7 +187,7 @@ def pack_tree(root: Path, workers: int | None = None) -> tuple[Pack, Pack]:
             pack = create_pack(path, folder, sizes)
         broken = pack.fill(workers)
         for file, reason in broken:
-            print(f"{file}: broken: {reason}")
+            print(f"{file}: {reason}")
         if broken:
             print(f"{path}: {len(broken)} broken, others take their place; if you mend them, delete {path}, pack again")
         packs.append(pack)

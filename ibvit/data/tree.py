@@ -121,11 +121,8 @@ def scan_tree(root: Path, bad: BadFiles | None = None) -> tuple[ImageFolder, Ima
     """
     missing = [name for name in ("train", "val") if not (root / name).is_dir()]
     if missing:
-        found = sorted(os.listdir(root)) if root.is_dir() else None
-        holds = "does not exist" if found is None else f"holds {', '.join(found[:3]) or 'nothing'}"
-        raise ValueError(
-            f"data: expected folders train and val in {root}; {' and '.join(missing)} missing, {root} {holds}"
-        )
+        found = f"{root} holds {', '.join(sorted(os.listdir(root))[:3]) or 'nothing'}" if root.is_dir() else "no folder"
+        raise ValueError(f"data: expected folders train and val in {root}; {' and '.join(missing)} missing: {found}")
     bad = bad or BadFiles()
     train, val = scan(root / "train", bad), scan(root / "val", bad)
     if train.classes != val.classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
@@ -24,6 +25,7 @@ def test_an_error_in_the_work_ends_it():
 
     def work(index: int) -> None:
         done.append(index)
+        time.sleep(0.01)
         raise OSError("disk")
 
     with pytest.raises(OSError, match="disk"):

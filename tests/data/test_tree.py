@@ -28,13 +28,13 @@ def test_broken_links_keep_their_place(make_tree):
 
 
 def test_missing_folders(tmp_path):
-    with pytest.raises(ValueError, match=r"train and val missing, .*/nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"in .*/nowhere; train and val missing: no folder"):
         scan_tree(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"train and val missing, .* holds nothing"):
+    with pytest.raises(ValueError, match=r"train and val missing: .* holds nothing"):
         scan_tree(tmp_path)
     for name in ("cat", "train"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match=r"expected folders train and val in .*; val missing, .* holds cat, train"):
+    with pytest.raises(ValueError, match=r"expected folders train and val in .*; val missing: .* holds cat, train"):
         scan_tree(tmp_path)
 
 
