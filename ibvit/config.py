@@ -33,7 +33,9 @@ class TrainConfig:
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto: bf16 where the GPU has it, else fp16 with gradient scaling, off on a CPU."""
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Run forward and backward pass through torch.compile."""
+    cuda_graph: bool = False
+    """Replay the whole training step as one CUDA graph."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>."""
 
@@ -111,8 +113,8 @@ class TrainConfig:
 
 # What may differ when a run goes on: where and how it runs, not what it computes.
 _FREE = {
-    "out", "device", "impl", "compile", "max_steps", "loader", "cache", "workers", "eval_every", "eval_repeats",
-    "checkpoint_every", "resume", "track", "data", "accumulate",
+    "out", "device", "impl", "compile", "cuda_graph", "max_steps", "loader", "cache", "workers", "eval_every",
+    "eval_repeats", "checkpoint_every", "resume", "track", "data", "accumulate",
 }  # fmt: skip
 
 

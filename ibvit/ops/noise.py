@@ -119,10 +119,11 @@ def standard_normal(key: Tensor, block: int, batch: int, heads: int, tokens: int
         shape[axis] = size
         return torch.arange(size, dtype=torch.int64, device=key.device).view(shape)
 
+    # Heads come first in memory, as in the reference's products; images come first in the result.
     seed, step, first_sample = key.unbind()
     quads = -(-latents // 4)
-    c0 = (block << 20) + (index(heads, 1) << 8) + index(quads, 3)
-    sample = (first_sample + index(batch, 0)) & _WORD
+    c0 = (block << 20) + (index(heads, 0) << 8) + index(quads, 3)
+    sample = (first_sample + index(batch, 1)) & _WORD
     words = philox4x32((c0, index(tokens, 2), sample, step & _WORD), (seed & _WORD, (seed >> 32) & _WORD))
     normals = _box_muller(words[0], words[1]) + _box_muller(words[2], words[3])
-    return torch.stack(normals, dim=-1).flatten(-2)[..., :latents]
+    return torch.stack(normals, dim=-1).flatten(-2)[..., :latents].transpose(0, 1)

@@ -6,8 +6,9 @@ One variational bottleneck on each attention head's write to the residual stream
     z     = μ + exp(ρ/2) ε                   g     = GELU(z W3 + b3),  ŷ = g W4 + b4
     out   = concat_heads(ŷ) Woᵀ + bo         KL    = ½ Σ_j (exp ρ_j + μ_j² − 1 − ρ_j)
 
-Shapes: B images, N tokens, H heads, D head width, C = H·D model width, h hidden, r latent. Heads are a batch dimension
-of every product; no loop runs over them. μ, ρ, z and KL are float32 (float64 for float64 input) in any precision.
+Shapes: B images, N tokens, H heads, D head width, C = H·D model width, h hidden, r latent. Heads are the batch
+dimension of every product, all images' tokens its rows: no loop runs over heads. μ, ρ, z and KL are float32 (float64
+for float64 input) in any precision.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class BottleneckWrite(NamedTuple):
 
 
 def _per_head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x ``[B, H, N, in]`` through each head's linear map ``[H, in, out]``, in x's dtype."""
-    return torch.matmul(x, weight.to(x.dtype)) + bias[:, None].to(x.dtype)
+    """x ``[H, B·N, in]`` through each head's linear map ``[H, in, out]``, in x's dtype."""
+    return torch.baddbmm(bias[:, None].to(x.dtype), x, weight.to(x.dtype))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -63,9 +64,10 @@ def encode(y: Tensor, params: BottleneckParams) -> Posterior:
     """Posterior of each head from the attention output y ``[B, N, H·D]`` (Eq. 2)."""
     batch, tokens, _ = y.shape
     heads = params.w1.shape[0]
-    y = y.view(batch, tokens, heads, -1).transpose(1, 2)
+    y = y.reshape(batch * tokens, heads, -1).transpose(0, 1)
     hidden = F.gelu(_per_head(y, params.w1, params.b1))
-    mu, logvar = _at_least_float32(_per_head(hidden, params.w2, params.b2)).chunk(2, dim=-1)
+    both = _at_least_float32(_per_head(hidden, params.w2, params.b2))
+    mu, logvar = both.view(heads, batch, tokens, -1).transpose(0, 1).chunk(2, dim=-1)
     return Posterior(mu, logvar.clamp(*LOGVAR_RANGE))
 
 
@@ -84,8 +86,9 @@ def kl_to_prior(posterior: Posterior) -> Tensor:
 
 def decode(z: Tensor, params: BottleneckParams, dtype: torch.dtype) -> Tensor:
     """Each head's message ŷ ``[B, H, N, D]`` from z ``[B, H, N, r]``, computed in ``dtype``."""
-    hidden = F.gelu(_per_head(z.to(dtype), params.w3, params.b3))
-    return _per_head(hidden, params.w4, params.b4)
+    batch, _, tokens, _ = z.shape
+    hidden = F.gelu(_per_head(z.to(dtype).transpose(0, 1).flatten(1, 2), params.w3, params.b3))
+    return _per_head(hidden, params.w4, params.b4).unflatten(1, (batch, tokens)).transpose(0, 1)
 
 
 def project(messages: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> Path:
     config = replace(config, out=run_dir)
     state = _state_to_resume(config)
     with Processes.from_environment(config.device) as processes:
-        _make_deterministic(config.seed)
+        make_deterministic(config.seed)
         data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
         arguments = architecture(config, recipe, len(data.classes))
         pretrained = config.pretrained if config.pretrained and state is None else False
@@ -100,10 +100,11 @@ def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
     return found[1]
 
 
-def _make_deterministic(seed: int) -> None:
+def make_deterministic(seed: int) -> None:
     """Same numbers each time: no atomics where torch has a choice; random state from the seed."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # else each new tensor is first filled with NaN
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
 

@@ -18,7 +18,7 @@ from ibvit.ops.api import why_not_triton
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import evaluate
 from ibvit.training.run import stored_config, versions
-from ibvit.training.trainer import amp_dtype
+from ibvit.training.step import amp_dtype
 
 
 def evaluate_run(

@@ -26,6 +26,15 @@ def parameter_groups(model: VisionTransformer, weight_decay: float) -> list[dict
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: VisionTransformer, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999), one fused kernel a group."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(0.9, 0.999), fused=True)
+def build_optimizer(
+    model: VisionTransformer, lr: float, weight_decay: float, capturable: bool = False
+) -> torch.optim.AdamW:
+    """AdamW(0.9, 0.999), one fused kernel a group.
+
+    Args:
+        capturable: keep the learning rate on the device, where a replayed CUDA graph reads it.
+    """
+    groups = parameter_groups(model, weight_decay)
+    for group in groups:
+        group["lr"] = torch.full((), lr, device=model.noise_key.device) if capturable else lr
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True, capturable=capturable)

@@ -12,7 +12,7 @@ from ibvit.config import TrainConfig
 from ibvit.data.build import build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.models import create_model
-from ibvit.training import _make_deterministic, train
+from ibvit.training import make_deterministic, train
 from ibvit.training.distributed import Processes
 from ibvit.training.run import architecture
 from ibvit.training.trainer import Trainer
@@ -25,7 +25,7 @@ SMALL = TrainConfig(
 
 def make_trainer(config: TrainConfig, processes: Processes) -> Trainer:
     config, recipe = apply_recipe(config)
-    _make_deterministic(config.seed)
+    make_deterministic(config.seed)
     data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
     model = create_model(**architecture(config, recipe, len(data.classes)), impl=config.impl)
     return Trainer(model.to(processes.device), data, config, processes)

@@ -49,7 +49,7 @@ def test_weights_that_broke_without_the_loss_are_not_saved(tmp_path, monkeypatch
     """A frozen, unused direction of the weights turns NaN at the last step before a checkpoint."""
 
     def break_after(trainer):
-        trainer.optimizer.register_step_post_hook(lambda *_: trainer.model.pos_embed.data.fill_(float("nan")))
+        trainer.step.optimizer.register_step_post_hook(lambda *_: trainer.model.pos_embed.data.fill_(float("nan")))
 
     poison(monkeypatch, 1, break_after)
     with pytest.raises(NonFiniteLossError, match="weights: not finite after step 1"):
@@ -73,7 +73,7 @@ def test_skips_of_the_grad_scaler_are_counted_not_fatal(tmp_path, monkeypatch):
     import json
 
     def overflow(trainer):
-        trainer.scaler._scale.fill_(1e38)
+        trainer.step.scaler._scale.fill_(1e38)
 
     poison(monkeypatch, 2, overflow)
     run = train(elsewhere(SMALL, tmp_path / "run", amp="fp16", max_steps=5))

@@ -1,0 +1,324 @@
+"""What one training step has to do, counted from its traced graph: launches, bytes, FLOP, and the time they ask for.
+
+    PYTHONPATH=.:kernels python -m benchmarks.step_graph            # writes results/step-graph.json, needs no GPU
+
+Forward and backward pass of ViT-Tiny (224 px, bf16 autocast, batch 256) are traced on fake tensors. *Eager*: each
+operator that is not a view is a launch, reads its inputs and writes its outputs. *Fused*: the graph is decomposed as
+torch.compile does it; elementwise operators and row reductions that feed each other share one launch, unless a matrix
+product, attention, a sum over tokens or a kernel of ours lies between them; a sum over tokens works out again what
+nobody else needs in memory, and so does the backward pass with what is elementwise. That is about the best a fusing
+compiler can do, not what one does. A launch takes the longer of its bytes at the copy bandwidth and its FLOP at the
+GEMM rate of an H200, both as measured elsewhere. The optimiser is counted beside: one pass over weights, gradients and
+two moments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import flop_registry
+
+import ibvit
+from ibvit.ops import api
+from ibvit.training.objective import Objective
+
+COPY_BANDWIDTH, TENSOR_FLOPS = 4.3e12, 790e12  # bytes/s and bf16 FLOP/s
+EAGER_LAUNCH = 5e-6  # seconds of host time, the usual order of one eager operator
+LAUNCHES = {"bottleneck_forward": 2, "bottleneck_backward": 3}  # pack, forward; two backward launches, unmerge
+OPTIMIZER_BYTES = 28  # read p, g, m, v and write p, m, v, float32
+VARIANTS = {
+    "full": {"attention": "full"},
+    "ib, reference": {"attention": "ib", "impl": "reference"},
+    "ib, fused": {"attention": "ib", "impl": "triton"},
+}
+
+VIEWS = {
+    "view", "_unsafe_view", "transpose", "t", "permute", "expand", "unsqueeze", "squeeze", "select", "slice", "alias",
+    "detach", "unbind", "split", "split_with_sizes", "as_strided", "reshape",
+}  # fmt: skip
+ELEMENTWISE, SUM = "elementwise and row reductions", "sum over tokens or images"
+EXTERN = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}
+
+
+def trace(attention: str, batch: int, *, fuse: bool, depth: int = 12, impl: str = "auto") -> fx.Graph:
+    """Forward and backward pass as one graph of ATen operators."""
+    model = ibvit.create_model("vit_tiny_patch16_224", attention=attention, num_classes=100, impl=impl, depth=depth)
+    objective = Objective(model, "mean", torch.bfloat16)
+    names = [name for name, _ in objective.named_parameters()]
+
+    def step(images: Tensor, labels: Tensor, key: Tensor, beta: Tensor, *params: Tensor) -> Any:
+        named = dict(zip(names, params, strict=True))
+        loss = torch.func.functional_call(objective, named, (images, labels, key, beta))
+        return torch.autograd.grad(loss.total, params)
+
+    # Traced on CPU tensors: autocast gives the same dtypes there, and attention is one operator likewise.
+    with mock.patch.object(api, "why_not_triton", return_value=None), FakeTensorMode():
+        params = [torch.empty(p.shape).requires_grad_() for p in objective.parameters()]
+        images, labels = torch.empty(batch, 3, 224, 224), torch.empty(batch, dtype=torch.int64)
+        key, beta = torch.empty(3, dtype=torch.int64), torch.empty(())
+        api._decide.cache_clear()
+        table = core_aten_decompositions() | get_decompositions([torch.ops.aten.native_layer_norm])
+        table = {op: rule for op, rule in table.items() if fuse and "attention" not in op.__name__}
+        graph = make_fx(step, decomposition_table=table)(images, labels, key, beta, *params).graph
+        api._decide.cache_clear()
+    graph.eliminate_dead_code()
+    return graph
+
+
+@dataclass
+class Launch:
+    """One kernel (or a few that always go together)."""
+
+    name: str
+    bytes: float
+    flops: float
+    count: int = 1
+
+    @property
+    def seconds(self) -> float:
+        return max(self.bytes / COPY_BANDWIDTH, self.flops / TENSOR_FLOPS)
+
+
+def eager_launches(graph: fx.Graph) -> list[Launch]:
+    """Every operator by itself."""
+    return [_launch(kind(node), [node]) for node in graph.nodes if is_kernel(node)]
+
+
+def fused_launches(graph: fx.Graph) -> list[Launch]:
+    """Operators merged wherever nothing that is its own kernel lies between them."""
+    kernels = [node for node in graph.nodes if is_kernel(node)]
+    depth = _depths(kernels)
+    group = {node: node for node in kernels if is_fusible(node)}
+
+    def root(node: fx.Node) -> fx.Node:
+        while group[node] is not node:
+            node = group[node]
+        return node
+
+    for node in group:
+        for source in producers(node):
+            if source in group and depth[source] == depth[node]:
+                group[root(source)] = root(node)
+    sums = [node for node in kernels if kind(node) == SUM]
+    alone = [node for node in kernels if node not in group and node not in sums]
+    members = defaultdict(list)
+    for node in group:
+        members[root(node)].append(node)
+    kept = {node for nodes in members.values() for node in nodes if _leaves(node, {*nodes, *sums})}
+    # Sums that read the same things share a launch.
+    chains: dict[Any, list[fx.Node]] = defaultdict(list)
+    for node in sums:
+        chain = _recomputed(node, set(group) - kept)
+        read = frozenset(source for part in chain for source, _ in inputs(part) if source not in chain)
+        chains[read, str(node.args[1:])] += chain
+    return [
+        *(_launch(kind(node), [node]) for node in alone),
+        *(_launch(ELEMENTWISE, nodes, kept) for nodes in members.values() if kept.intersection(nodes)),
+        *(_launch(SUM, chain, set(sums)) for chain in chains.values()),
+    ]
+
+
+def _depths(kernels: list[fx.Node]) -> dict[fx.Node, int]:
+    """How many launches that cannot be merged come before each kernel; what is cheap waits until it is needed."""
+    depth: dict[fx.Node, int] = {}
+    users: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in kernels:
+        sources = list(producers(node))
+        depth[node] = max((depth[source] for source in sources), default=0) + (not is_fusible(node))
+        for source in sources:
+            users[source].append(node)
+    for node in reversed(kernels):
+        waits = is_fusible(node) and not is_reduction(node)
+        if waits and users[node] and all(is_fusible(user) or kind(user) == SUM for user in users[node]):
+            depth[node] = min(depth[user] - (not is_fusible(user)) for user in users[node])
+    return depth
+
+
+def _recomputed(node: fx.Node, free: set[fx.Node]) -> list[fx.Node]:
+    """A sum and the elementwise operators before it that are not kept in memory."""
+    chain, waiting = [], [node]
+    while waiting:
+        part = waiting.pop()
+        if part not in chain:
+            chain.append(part)
+            waiting += [source for source in producers(part) if source in free and not is_reduction(source)]
+    return chain
+
+
+def name_of(node: fx.Node) -> str:
+    """The operator's name without overload, "" for what is not an operator."""
+    return node.target.__name__.split(".")[0] if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def is_kernel(node: fx.Node) -> bool:
+    return bool(name_of(node)) and name_of(node) not in VIEWS
+
+
+def is_fusible(node: fx.Node) -> bool:
+    """Elementwise, or a reduction along the last axis."""
+    name = name_of(node)
+    if name in EXTERN or "attention" in name or name.startswith("bottleneck"):
+        return False
+    if not is_reduction(node):
+        return True
+    dims = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(dims, (list, tuple)):
+        return False
+    rank = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    return all(int(dim) % rank == rank - 1 for dim in dims)  # type: ignore[arg-type]
+
+
+def is_reduction(node: fx.Node) -> bool:
+    return name_of(node) in ("sum", "mean", "var_mean", "amax")
+
+
+def kind(node: fx.Node) -> str:
+    name = name_of(node)
+    if name in ("mm", "addmm", "bmm", "baddbmm"):
+        return "matrix product"
+    if "attention" in name:
+        return "attention"
+    if name.startswith("bottleneck"):
+        return "fused bottleneck"
+    if name.startswith("convolution"):
+        return "patch embedding"
+    return ELEMENTWISE if is_fusible(node) else SUM
+
+
+def producers(node: fx.Node) -> Iterator[fx.Node]:
+    """The kernels whose results a node reads, through views and tuples."""
+    for source in node.all_input_nodes:
+        if is_kernel(source):
+            yield source
+        else:
+            yield from producers(source)
+
+
+def inputs(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
+    """What a node reads: the tensor's origin, and bytes (a view reads no more than it shows, nor than there is)."""
+
+    def origin(source: fx.Node) -> tuple[fx.Node, int]:
+        size = nbytes(source)
+        while not is_kernel(source) and source.op != "placeholder" and source.all_input_nodes:
+            source = source.all_input_nodes[0]
+            size = min(size, nbytes(source))
+        return source, size
+
+    for source in node.all_input_nodes:
+        yield origin(source)
+
+
+def nbytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+
+
+def flops(node: fx.Node) -> float:
+    """FLOP of products and attention by torch's own count; of our kernels by their definition."""
+    name = name_of(node)
+    if name.startswith("bottleneck"):
+        y = node.args[0 if name == "bottleneck_forward" else 2].meta["val"]  # type: ignore[union-attr]
+        first = 1 if name == "bottleneck_forward" else 3
+        w1, w2, w3, w4 = (node.args[first + 2 * at].meta["val"] for at in range(4))  # type: ignore[union-attr]
+        encoder = sum(weight.numel() for weight in (w1, w2, w3))
+        merged = w4.shape[0] * w4.shape[1] * y.shape[-1]
+        rows = y.shape[0] * y.shape[1]
+        return 2.0 * rows * (encoder + merged if name == "bottleneck_forward" else 3 * encoder + 2 * merged)
+    if name == "_scaled_dot_product_flash_attention_for_cpu":
+        return _attention_flops(node.args[0].meta["val"], 2)  # type: ignore[union-attr]
+    if name == "_scaled_dot_product_flash_attention_for_cpu_backward":
+        return _attention_flops(node.args[1].meta["val"], 5)  # type: ignore[union-attr]
+    count = flop_registry.get(node.target.overloadpacket)  # type: ignore[union-attr]
+    if count is None:
+        return 0.0
+    args = fx.node.map_arg(node.args, lambda source: source.meta["val"])
+    return float(count(*args, **node.kwargs, out_val=node.meta["val"]))  # type: ignore[misc]
+
+
+def _attention_flops(query: Tensor, products: int) -> float:
+    batch, heads, tokens, width = query.shape
+    return 2.0 * products * batch * heads * tokens * tokens * width
+
+
+def _launch(name: str, nodes: list[fx.Node], kept: set[fx.Node] | None = None) -> Launch:
+    """One launch for all nodes; of them those in ``kept`` (default: all) are written to memory."""
+    inside = set(nodes)
+    read = {source: size for node in nodes for source, size in inputs(node) if source not in inside}
+    written = sum(nbytes(node) for node in inside if kept is None or node in kept)
+    count = LAUNCHES.get(name_of(nodes[0]), 1)
+    return Launch(name, sum(read.values()) + written, sum(map(flops, nodes)), count)
+
+
+def _leaves(node: fx.Node, inside: set[fx.Node]) -> bool:
+    """Whether anything outside needs the node's result."""
+    return any(
+        _leaves(user, inside) if user.op == "call_function" and not is_kernel(user) else user not in inside
+        for user in node.users
+    )
+
+
+def summary(launches: list[Launch], batch: int) -> dict[str, Any]:
+    """Totals, the time they ask for, and what each kind of launch contributes."""
+    seconds = sum(launch.seconds for launch in launches)
+    kinds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(("launches", "GB", "TFLOP", "ms"), 0.0))
+    for launch in launches:
+        for name, value in (
+            ("launches", launch.count),
+            ("GB", launch.bytes / 1e9),
+            ("TFLOP", launch.flops / 1e12),
+            ("ms", 1e3 * launch.seconds),
+        ):
+            kinds[launch.name][name] += value
+    return {
+        "launches": sum(launch.count for launch in launches),
+        "GB": sum(launch.bytes for launch in launches) / 1e9,
+        "GFLOP an image": sum(launch.flops for launch in launches) / batch / 1e9,
+        "ms": 1e3 * seconds,
+        "images/s": batch / seconds,
+        "by kind": kinds,
+    }
+
+
+def count(variant: str, batch: int, depth: int = 12) -> dict[str, Any]:
+    """Eager and fused totals of one variant."""
+    options: dict[str, Any] = VARIANTS[variant]
+    return {
+        "eager": summary(eager_launches(trace(batch=batch, fuse=False, depth=depth, **options)), batch),
+        "fused": summary(fused_launches(trace(batch=batch, fuse=True, depth=depth, **options)), batch),
+    }
+
+
+def main(batch: int = 256) -> None:
+    found: dict[str, Any] = {"batch": batch, "torch": torch.__version__, "variants": {}}
+    for variant in VARIANTS:
+        whole, less = count(variant, batch), count(variant, batch, depth=11)
+        for how in whole:
+            whole[how]["GB a block"] = whole[how]["GB"] - less[how]["GB"]
+        whole["eager"]["host ms"] = whole["eager"]["launches"] * EAGER_LAUNCH * 1e3
+        found["variants"][variant] = whole
+        for how, total in whole.items():
+            print(variant, how, {k: round(v, 3) for k, v in total.items() if k != "by kind"})
+            for name, part in total["by kind"].items():
+                print(f"    {name:32}", {k: round(v, 3) for k, v in part.items()})
+    model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=100)
+    parameters = sum(p.numel() for p in model.parameters())
+    found["optimizer ms"] = 1e3 * OPTIMIZER_BYTES * parameters / COPY_BANDWIDTH
+    path = Path(__file__).parent / "results" / "step-graph.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    main()
