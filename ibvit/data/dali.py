@@ -35,6 +35,7 @@ from ibvit.data.types import Batch
 
 logger = logging.getLogger(__name__)
 _AHEAD = 2  # steps made before they are asked for
+_PARTS = 4  # of a step's images for each worker: few, as a cached picture takes less time than handing it to a thread
 
 
 def readable(folder: ImageFolder, index: int, judge: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -97,6 +98,7 @@ class DaliLoader:
         self._source, self._schedule, self._device = source, schedule, device
         self._labels = torch.tensor(source.labels)
         self._pool = ThreadPoolExecutor(max(1, workers), "ibvit-data")
+        self._parts = _PARTS * max(1, workers)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         settings = {"batch_size": schedule.batch, "num_threads": max(1, workers)}
         if self._stream is None:
@@ -127,7 +129,7 @@ class DaliLoader:
         for step in range(start, len(self)):
             loading, coming = coming, self._submit(epoch, step + 1)
             rows = self._schedule.rows(epoch, step)
-            loaded = [future.result() for future in loading]
+            loaded = [item for future in loading for item in future.result()]
             try:
                 images = self._render(epoch, rows, loaded)
             except RuntimeError as error:
@@ -136,25 +138,29 @@ class DaliLoader:
                 logger.warning(
                     "DALI failed on a batch, PIL decodes it instead: %s", str(error).strip().splitlines()[-1]
                 )
-                loaded = [self._load(int(row), judge=True) for row in rows]
+                loaded = self._load(rows, judge=True)
                 images = self._render(epoch, rows, loaded)
             index = torch.tensor([item.shown for item in loaded])
             yield self._batch(images, index), [bad for item in loaded for bad in item.bad]
 
-    def _submit(self, epoch: int, step: int) -> list[Future[_Loaded]]:
+    def _submit(self, epoch: int, step: int) -> list[Future[list[_Loaded]]]:
         if step >= len(self):
             return []
-        return [self._pool.submit(self._load, int(row)) for row in self._schedule.rows(epoch, step)]
+        parts = np.array_split(self._schedule.rows(epoch, step), self._parts)
+        return [self._pool.submit(self._load, part) for part in parts]
 
-    def _load(self, row: int, judge: bool = False) -> _Loaded:
+    def _load(self, rows: Ints, judge: bool = False) -> list[_Loaded]:
         def load(index: int) -> tuple[Any, tuple[int, int]]:
             if isinstance(self._source, ImageFolder):
                 return readable(self._source, index, judge)
             pixels = self._source.pixels(index)
             return pixels, (pixels.shape[0], pixels.shape[1])
 
-        index, (content, size), bad = nearest_readable(load, self._source.path, row, len(self._source))
-        return _Loaded(index, content, size, bad)
+        loaded = []
+        for row in rows.tolist():
+            index, (content, size), bad = nearest_readable(load, self._source.path, row, len(self._source))
+            loaded.append(_Loaded(index, content, size, bad))
+        return loaded
 
     def _render(self, epoch: int, rows: Ints, loaded: Sequence[_Loaded]) -> Tensor:
         """uint8 ``[b, side, side, 3]``, on the device that does the work."""

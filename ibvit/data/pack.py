@@ -77,7 +77,7 @@ class Pack:
         if made_from != digest(folder):
             raise ValueError(
                 f"cache: expected {path} to be made from the {len(folder)} images in {folder.root}, it is made from "
-                "others; delete it, or run `ibvit data pack` again"
+                "others; delete it and run `ibvit data pack` again"
             )
         self.place, self.folder, self.labels, self.bad = path, folder, folder.labels, folder.bad
         self._writable = os.access(path / "pixels.bin", os.W_OK)

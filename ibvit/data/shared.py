@@ -21,8 +21,6 @@ from ibvit.data.pack import Pack, create_pack, digest
 from ibvit.data.tree import ImageFolder
 
 HOME = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
-
-
 _PREFIX = f"ibvit-{os.getuid()}-"
 
 
