@@ -27,7 +27,7 @@ def draw(results: Sequence[Extremes]) -> Figure:
         )
         axes = panel.subplots(2, 2 * half, squeeze=False)
         for cell in axes.flat:
-            style.bare(cell)
+            cell.set_axis_off()  # until there is something in it
         for offset, places, sign in zip((0, half), pair, ("negative", "positive"), strict=True):
             if not places.size:
                 axes[0, offset].text(
@@ -42,6 +42,9 @@ def draw(results: Sequence[Extremes]) -> Figure:
 def _draw_patch(axes: np.ndarray, result: Extremes, k: Any) -> None:
     grid = result.attention.shape[1:]
     height, width = result.images.shape[1:3]
+    for cell in axes:
+        cell.set_axis_on()
+        style.bare(cell)
     axes[0].imshow(result.images[k])
     axes[0].set_title(f"μ = {result.mu[k]:+.2f}", fontsize=6, pad=2)
     style.mark_patch(axes[0], result.patch[k], grid, (height, width))
