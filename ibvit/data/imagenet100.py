@@ -148,5 +148,6 @@ def _place(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
         if not target.exists():
             target.unlink(missing_ok=True)  # a link that leads nowhere
             target.symlink_to(source.resolve())
-    elif not target.exists() or target.stat().st_size != source.stat().st_size:
+    elif target.is_symlink() or not target.exists() or target.stat().st_size != source.stat().st_size:
+        target.unlink(missing_ok=True)
         shutil.copyfile(source, target)

@@ -64,6 +64,13 @@ def test_tree(imagenet, tmp_path, how, capsys):
     assert "train: 100 classes, 200 images" in capsys.readouterr().out
 
 
+def test_copies_take_the_place_of_links(imagenet, tmp_path):
+    for how in ("link", "copy"):
+        make_tree(imagenet, tmp_path / "out", how)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").glob("*/*/*"))
+    assert (imagenet / "train" / IDS[0] / f"{IDS[0]}_0.JPEG").read_bytes() == b"x"
+
+
 def test_flat_validation_with_the_development_kit(imagenet, tmp_path):
     from scipy.io import savemat
 
