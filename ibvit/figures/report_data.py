@@ -185,6 +185,7 @@ def report_data(runs: Sequence[Records], *, images: int = 12, samples: int = SAM
             "accuracy": float(place.accuracy[k]),
             "accuracyStd": float(place.accuracy_std[k]),
             "active": int(place.active_heads[k]),
+            "speaking": int(place.speaking_heads[k]),
             "images": [_image(run, row) for row in rows],
         }
         if run.beta is not None:

@@ -339,5 +339,5 @@ read().then((document) => {
   data = document;
   listen();
   chooseView("heads");
-  chooseRun(Math.max(0, data.runs.findIndex((entry) => entry.active > 0)));
+  chooseRun(Math.max(0, data.runs.findIndex((entry) => entry.speaking > 0)));
 });
