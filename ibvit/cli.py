@@ -172,7 +172,7 @@ def sweep(
         attention: also runs at these ends of the spectrum.
         out: where the run folders go.
         jobs: runs at a time.
-        slurm: print an sbatch script of an array job instead, or submit one through submitit.
+        slurm: print an sbatch script of an array job instead, or submit one (pip install submitit).
         sbatch: options of the array job, such as gres=gpu:8 time=24:00:00.
         train: options of all runs, such as --train.epochs 100.
     """
