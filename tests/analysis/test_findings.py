@@ -1,12 +1,15 @@
 """The checks of `make spectrum`: they hold on a spectrum as the paper describes it, and fail on others."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
-from benchmarks.spectrum import PLANS, check_spectrum
-from ibvit.analysis.records import RunIdentity
-from ibvit.analysis.spectrum import Spectrum
+from benchmarks import spectrum as command
+from benchmarks.spectrum import PLANS, check_spectrum, check_survivors
+from ibvit.analysis.records import Records, RunIdentity
+from ibvit.analysis.spectrum import Spectrum, spectrum
 
 
 def constructed(nats: list[float], accuracy: list[float], active: list[int]) -> Spectrum:
@@ -40,6 +43,35 @@ def test_each_fails_where_it_should() -> None:
     assert holds(replace(AS_IN_THE_PAPER, accuracy=np.array([0.5, 0.8, 0.7, 0.6, 1.0])))[1] is False
     assert holds(replace(AS_IN_THE_PAPER, active_heads=np.array([0, 4, 2, 1, 0])))[2] is False
     assert holds(replace(AS_IN_THE_PAPER, active_heads=np.array([0, 4, 4, 4, 0])))[2] is False
+
+
+def survivors(
+    runs: list[Records], accuracy: list[float], shift: list[float], monkeypatch: pytest.MonkeyPatch
+) -> list[bool]:
+    """The checks on `spectrum_runs` with other accuracies and another response to copies: does each hold?"""
+    moved = np.array(shift)[None, :, None] + 0.1 * np.random.default_rng(0).normal(size=(1, 2, 100))
+    probe = SimpleNamespace(copies=np.array([4, 16]), shift=moved, effect=lambda: moved.mean(axis=2))
+    monkeypatch.setattr(command, "copy_paste", lambda run, names: probe)
+    result = replace(spectrum(runs), accuracy=np.array(accuracy))
+    return [finding.holds for finding in check_survivors(runs, result, (0, 1))]
+
+
+def test_survivors(spectrum_runs: list[Records], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds at β = 10 send the same message; they count where they are better than no attention by five points."""
+    helped = [0.5, 0.6, 0.6, 0.8, 1.0]
+    assert survivors(spectrum_runs, helped, [-1.0, -2.0], monkeypatch) == [True, True]
+    assert survivors(spectrum_runs, helped, [-2.0, -1.0], monkeypatch) == [False, True]  # less to more copies
+    assert survivors(spectrum_runs, helped, [-0.1, -0.2], monkeypatch) == [False, True]  # hardly anything
+    assert survivors(spectrum_runs, [0.5, 0.6, 0.52, 0.8, 1.0], [-1.0, -2.0], monkeypatch) == [False]
+
+
+def test_survivors_that_share_nothing(spectrum_runs: list[Records], monkeypatch: pytest.MonkeyPatch) -> None:
+    other = spectrum_runs[2]
+    mu = np.load(other.run / "records" / "mu.npy", mmap_mode="r+")
+    mu[:, :, 5, 1] = 0
+    mu[:, :, :8, 1] = 3.0  # where in the image, not in which image
+    mu.flush()
+    assert survivors(spectrum_runs, [0.5, 0.6, 0.6, 0.8, 1.0], [-1.0, -2.0], monkeypatch) == [True, False]
 
 
 def test_both_embedded_data_sets_are_swept() -> None:
