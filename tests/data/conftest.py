@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ibvit.data.tree import ImageFolder, scan
+
 
 def picture(seed: int, height: int = 90, width: int = 120) -> Image.Image:
     """Smooth colours with some texture and strong edges: something that a JPEG decoder can get wrong."""
@@ -97,3 +99,15 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
         return read_bytes(self)
 
     monkeypatch.setattr(Path, "read_bytes", deny)
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that run beside this one do not see its packs in memory, nor clear them away."""
+    monkeypatch.setattr("ibvit.data.shared.HOME", tmp_path_factory.mktemp("memory"))
+
+
+@pytest.fixture
+def folder(make_tree: Callable[..., Path]) -> ImageFolder:
+    """Twenty images of two classes."""
+    return scan(make_tree() / "train")
