@@ -162,6 +162,11 @@ def why_not_triton(device: str = "cuda") -> str | None:
     for module in ("triton", "ibvit_kernels"):
         if find_spec(module) is None:
             return f"{module} is not installed"
+    if device == "cuda" and torch.cuda.get_device_capability() >= (10, 0):
+        import triton
+
+        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+            return f"compute capability 10.0 needs triton 3.9 (tensor memory), got {triton.__version__}"
     return None
 
 
@@ -172,4 +177,6 @@ def _unsupported(dtype: torch.dtype, width: int, hidden: int, latent: int) -> st
         return f"head width D: expected one of {_HEAD_WIDTHS}, got {width}"
     if hidden not in _INNER or latent not in _INNER:
         return f"hidden h and latent r: expected powers of two in 8…128, got {hidden} and {latent}"
+    if dtype == torch.float32 and hidden == 128 and latent >= 64:
+        return f"hidden h = 128 with latent r = {latent} in float32: TF32 parts do not fit into shared memory"
     return None

@@ -153,7 +153,7 @@ def forward_constants(shape: Shape, tile: Tile, residual: bool, latents: bool) -
 @functools.cache
 def backward_constants(shape: Shape, launch: Launch) -> Constants:
     tile, *wanted = launch
-    flags = dict(zip(("INPUT", "POSTERIOR", "DECODER", "MERGED"), wanted, strict=True))
+    flags = dict(zip(("RELOAD", "INPUT", "POSTERIOR", "DECODER", "MERGED"), wanted, strict=True))
     options = _options(tile.warps, tile.stages)
     return {**_sizes(shape), "HIDDEN": shape.hidden, **_tiling(shape, tile), **flags, **options}
 

@@ -38,6 +38,7 @@ def backward_kernel(
     WIDE: tl.constexpr,  # columns of d_update are read in groups of WIDE + NARROW
     NARROW: tl.constexpr,
     STAGES: tl.constexpr,
+    RELOAD: tl.constexpr,  # read the weights for each product anew: held on chip, they would not fit
     INPUT: tl.constexpr,  # make d_y and the gradients of w1, b1
     POSTERIOR: tl.constexpr,  # of w2, b2
     DECODER: tl.constexpr,  # of w3, b3
@@ -63,16 +64,17 @@ def backward_kernel(
 
     w = weights + head * (MERGED_AT + HP * CP)
     b = biases + head * (2 * HP + 2 * LP)
-    w1 = tl.load(w + d[:, None] * HP + hidden)
-    w2 = tl.load(w + W2_AT + hidden[:, None] * (2 * LP) + pair)
-    w3 = tl.load(w + W3_AT + latent_column[:, None] * HP + hidden)
-    merged = w + MERGED_AT + hidden[:, None] * CP
+    w1 = _held(w, d[:, None] * HP + hidden, RELOAD)
+    w2 = _held(w, W2_AT + hidden[:, None] * (2 * LP) + pair, RELOAD)
+    w3 = _held(w, W3_AT + latent_column[:, None] * HP + hidden, RELOAD)
+    at_merged = MERGED_AT + hidden[:, None] * CP
+    merged = w + at_merged
     if NARROW > 0:
         narrow = WIDE + tl.arange(0, NARROW)
     if CHAIN:
-        merged_wide = tl.load(merged + wide)
+        merged_wide = _held(w, at_merged + wide, RELOAD)
         if NARROW > 0:
-            merged_narrow = tl.load(merged + narrow)
+            merged_narrow = _held(w, at_merged + narrow, RELOAD)
     seed = tl.load(key)
     step = tl.load(key + 1)
     first_sample = tl.load(key + 2)
@@ -95,7 +97,8 @@ def backward_kernel(
 
     for tile in tl.range(split, tl.cdiv(rows, ROWS), tl.num_programs(1), num_stages=STAGES, disable_licm=True):
         row = tile * ROWS + local
-        b_here = b + (tile >> 31)  # b itself; made outside the loop, its addresses would take 48 registers
+        # b and w themselves: made outside the loop, b's addresses would take 48 registers, and w be read there.
+        b_here, w_here, w_again = b + (tile >> 31), w + (tile >> 31), w + (tile >> 30)
         real_row = row < rows
         image = row // tokens
         token = row - image * tokens
@@ -105,9 +108,10 @@ def backward_kernel(
         if NARROW > 0:
             d_out_narrow = tl.load(out + narrow, mask=real_row[:, None] & (first + narrow < C)[None, :], other=0.0)
         if CHAIN:
-            d_g = tl.dot(d_out_wide, tl.trans(merged_wide), input_precision="tf32x3")
+            d_g = tl.dot(d_out_wide, tl.trans(_weight(w_here, merged_wide, RELOAD)), input_precision="tf32x3")
             if NARROW > 0:
-                d_g = tl.dot(d_out_narrow, tl.trans(merged_narrow), d_g, input_precision="tf32x3")
+                merged_here = _weight(w_here, merged_narrow, RELOAD)
+                d_g = tl.dot(d_out_narrow, tl.trans(merged_here), d_g, input_precision="tf32x3")
             for group in tl.range(GROUP, CP, GROUP):
                 real = real_row[:, None] & (group + wide < C)[None, :]
                 d_out = tl.load(out + (group + wide), mask=real, other=0.0)
@@ -122,10 +126,11 @@ def backward_kernel(
             price = tl.load(d_kl + at_kl, mask=real_row, other=0.0)[:, None]
         at_y = row.to(tl.int64)[:, None] * (H * D) + (head * D + d)
         y_h = tl.load(y + at_y, mask=real_row[:, None], other=0.0)
-        a, slope1 = gelu_and_slope(tl.dot(y_h, w1, input_precision="tf32x3") + tl.load(b_here + hidden))
+        before_a = tl.dot(y_h, _weight(w_here, w1, RELOAD), input_precision="tf32x3") + tl.load(b_here + hidden)
+        a, slope1 = gelu_and_slope(before_a)
         a = a.to(dtype)
         slope1 = _shrink(slope1, ROWS, HP, dtype)
-        posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b_here + HP + pair)
+        posterior = tl.dot(a, _weight(w_here, w2, RELOAD), input_precision="tf32x3") + tl.load(b_here + HP + pair)
         mu, raw_logvar = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
         inside = (raw_logvar > -10.0) & (raw_logvar < 10.0)
         logvar = tl.clamp(raw_logvar, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
@@ -137,7 +142,8 @@ def backward_kernel(
         if INPUT or POSTERIOR:
             mu *= price
             pull_logvar *= price
-        g, slope3 = gelu_and_slope(tl.dot(z, w3, input_precision="tf32x3") + tl.load(b_here + HP + 2 * LP + hidden))
+        before_g = tl.dot(z, _weight(w_here, w3, RELOAD), input_precision="tf32x3")
+        g, slope3 = gelu_and_slope(before_g + tl.load(b_here + HP + 2 * LP + hidden))
         g = g.to(dtype)
 
         if MERGED:
@@ -152,7 +158,7 @@ def backward_kernel(
                 d_w3 = tl.dot(tl.trans(d_g), z, d_w3, input_precision="tf32x3")
                 d_b3 = tl.dot(ones, d_g, d_b3, input_precision="tf32x3")
         if INPUT or POSTERIOR:
-            d_z = tl.dot(d_g, tl.trans(w3), input_precision="tf32x3")
+            d_z = tl.dot(d_g, tl.trans(_weight(w_again, w3, RELOAD)), input_precision="tf32x3")
             d_mu = d_z + mu
             d_logvar = d_z * noise + pull_logvar
             d_posterior = tl.reshape(tl.permute(tl.join(d_mu, d_logvar), [0, 2, 1]), [ROWS, 2 * LP]).to(dtype)
@@ -160,12 +166,11 @@ def backward_kernel(
                 d_w2 = tl.dot(tl.trans(d_posterior), a, d_w2, input_precision="tf32x3")
                 d_b2 = tl.dot(ones, d_posterior, d_b2, input_precision="tf32x3")
         if INPUT:
-            d_a = (tl.dot(d_posterior, tl.trans(w2), input_precision="tf32x3") * _grow(slope1, ROWS, HP, dtype)).to(
-                dtype
-            )
+            d_a = tl.dot(d_posterior, tl.trans(_weight(w_again, w2, RELOAD)), input_precision="tf32x3")
+            d_a = (d_a * _grow(slope1, ROWS, HP, dtype)).to(dtype)
             d_w1 = tl.dot(tl.trans(y_h), d_a, d_w1, input_precision="tf32x3")
             d_b1 = tl.dot(ones, d_a, d_b1, input_precision="tf32x3")
-            d_y_h = tl.dot(d_a, tl.trans(w1), input_precision="tf32x3")
+            d_y_h = tl.dot(d_a, tl.trans(_weight(w_again, w1, RELOAD)), input_precision="tf32x3")
             row_again = row + (tile >> 31)  # row itself; its addresses need not live through the step
             at_y = row_again.to(tl.int64)[:, None] * (H * D) + (head * D + d)
             tl.store(d_y + at_y, d_y_h.to(dtype), mask=(row_again < rows)[:, None])
@@ -202,6 +207,17 @@ def backward_kernel(
             column = first + narrow
             tl.store(at + column[:, None], d_narrow, mask=real_hidden[None, :] & (column < C)[:, None])
             _store_row(part + BIAS_AT + column, d_bias_narrow, column < tl.where(head == 0, C, 0))
+
+
+@triton.jit
+def _held(w: tl.tensor, at: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
+    """Weights, or where they lie: what `_weight` makes weights of."""
+    return at if RELOAD else tl.load(w + at)
+
+
+@triton.jit
+def _weight(w: tl.tensor, held: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
+    return tl.load(w + held) if RELOAD else held
 
 
 @triton.jit

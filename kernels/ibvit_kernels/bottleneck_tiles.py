@@ -85,9 +85,10 @@ class Tile(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One launch of the backward kernel: its tile, and the gradients that it makes."""
+    """One launch of the backward kernel: its tile, how it reads the weights, and the gradients that it makes."""
 
     tile: Tile
+    reload: bool = False  # for each product anew, instead of holding them on chip
     input: bool = False  # d_y, w1, b1
     posterior: bool = False  # w2, b2
     decoder: bool = False  # w3, b3
@@ -107,7 +108,7 @@ def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
     if arch == INTERPRETER:
         return Tile(16, 4, 1)
     if itemsize == 4 or is_large(shape):
-        return Tile(16, 4, 1)
+        return Tile(16, 8, 1)
     return Tile(128, 8, 2 if arch >= 90 else 1)
 
 
@@ -115,7 +116,8 @@ def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, .
     """What the backward pass launches: as many gradients at once as fit into registers.
 
     Every launch recomputes the forward pass, so few launches are better; `input` and `decoder` share the gradient of g,
-    `merged` needs no more than the forward pass.
+    `merged` needs no more than the forward pass. float32 weights in TF32 parts, and those of large heads, do not fit on
+    chip all together; float32 launches still spill up to 48 bytes a thread.
     """
     one_group = column_groups(shape.columns)[0] == 1
     if arch >= 90 and itemsize == 2 and not is_large(shape):
@@ -128,7 +130,7 @@ def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, .
         tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(32, 8, 1)
         return Launch(tile, input=True), Launch(tile, posterior=True, decoder=True), Launch(tile, merged=True)
     tile = Tile(16, 4, 1) if arch == INTERPRETER else Tile(16, 8, 1)
-    return tuple(Launch(tile, **{name: True}) for name in ("input", "posterior", "decoder", "merged"))
+    return tuple(Launch(tile, reload=True, **{name: True}) for name in ("input", "posterior", "decoder", "merged"))
 
 
 def is_large(shape: Shape) -> bool:

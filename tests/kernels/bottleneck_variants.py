@@ -42,6 +42,6 @@ def variants(arch: int, shape: Shape, dtype: str) -> list[tuple[str, Job]]:
         ("unmerge", job(unmerge_kernel, unmerge_constants(shape))),
     ]
     for launch in backward_launches(arch, shape, itemsize):
-        made = "+".join(name for name, wanted in launch._asdict().items() if wanted is True)
+        made = "+".join(name for name, wanted in launch._asdict().items() if wanted is True and name != "reload")
         jobs.append((f"backward {made}", job(backward_kernel, backward_constants(shape, launch))))
     return jobs

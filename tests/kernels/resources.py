@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 ARCHITECTURES = (80, 90, 100)
 # Bytes of shared memory that one block may have (CUDA C++ Programming Guide, table of compute capabilities).
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_LIMIT = 512  # columns of tensor memory of a multiprocessor
 
 
 class Usage(NamedTuple):
@@ -31,6 +32,10 @@ class Usage(NamedTuple):
     registers: int  # per thread
     stack: int  # bytes per thread; more than 0 means spills (or an array that is indexed at run time)
     shared: int  # bytes per block
+    tensor: int  # columns of tensor memory per block, sm_100 on
+
+
+Compiled = tuple[int, int, int, int, str]  # as Usage, and the disassembly
 
 
 def compile_kernel(
@@ -44,14 +49,14 @@ def compile_kernel(
     constexprs: argument name -> value.
     options: `num_warps`, `num_stages`, `maxnreg`, …
     """
-    return Usage(*_submit(fn, signature, constexprs, options, arch).result()[:3])
+    return Usage(*_submit(fn, signature, constexprs, options, arch).result()[:4])
 
 
 def compile_sass(
     fn: Any, signature: Mapping[str, str], constexprs: Mapping[str, Any], options: Mapping[str, Any], arch: int
 ) -> str:
     """As `compile_kernel`, but return the disassembly, one instruction a line."""
-    return str(_submit(fn, signature, constexprs, options, arch).result()[3])
+    return str(_submit(fn, signature, constexprs, options, arch).result()[4])
 
 
 def prefetch(
@@ -62,11 +67,12 @@ def prefetch(
 
 
 def assert_fits(usage: Usage, arch: int) -> None:
-    """Fail if the kernel spills or needs more shared memory than a block of `sm_<arch>` may have."""
+    """Fail if the kernel spills or needs more shared or tensor memory than a block of `sm_<arch>` may have."""
     assert usage.stack == 0, f"sm_{arch}: {usage.stack} bytes of stack a thread (spills), {usage.registers} registers"
     assert usage.shared <= SHARED_LIMIT[arch], (
         f"sm_{arch}: {usage.shared} bytes of shared memory > {SHARED_LIMIT[arch]}"
     )
+    assert usage.tensor <= TENSOR_LIMIT, f"sm_{arch}: {usage.tensor} columns of tensor memory > {TENSOR_LIMIT}"
 
 
 def loops(sass: str) -> list[Counter[str]]:
@@ -89,7 +95,7 @@ def loops(sass: str) -> list[Counter[str]]:
 
 def _submit(
     fn: Any, signature: Mapping[str, str], constexprs: Mapping[str, Any], options: Mapping[str, Any], arch: int
-) -> Future[tuple[int, int, int, str]]:
+) -> Future[Compiled]:
     python_fn = fn.fn  # JITFunction and InterpretedFunction both keep the Python function here
     return _queued(
         python_fn.__module__,
@@ -102,7 +108,7 @@ def _submit(
 
 
 @functools.cache
-def _queued(*job: Any) -> Future[tuple[int, int, int, str]]:
+def _queued(*job: Any) -> Future[Compiled]:
     return _worker().submit(_compile, *job)
 
 
@@ -124,7 +130,7 @@ def _compile(
     constexprs: tuple[tuple[str, Any], ...],
     options: tuple[tuple[str, Any], ...],
     arch: int,
-) -> tuple[int, int, int, str]:
+) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -148,7 +154,7 @@ def _compile(
         raise RuntimeError(f"cuobjdump -res-usage printed no REG and STACK for {name}:\n{usage}")
     instructions = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
     listing = "\n".join(f"{address} {text}" for address, text in instructions)
-    return int(found[1]), int(found[2]), int(kernel.metadata.shared), listing
+    return int(found[1]), int(found[2]), int(kernel.metadata.shared), int(kernel.metadata.tmem_size or 0), listing
 
 
 def _cuobjdump(option: str, path: str) -> str:

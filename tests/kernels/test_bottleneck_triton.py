@@ -21,7 +21,7 @@ SHAPES = {
     "vit_tiny, tile spans images, last tile ragged": (3, 64, 192, 64, 32, 2, 19),
     "h, r below 16 are padded; C not a multiple of 16": (2, 32, 72, 8, 8, 3, 5),
     "D = 128; C in two groups, the second ragged": (1, 128, 200, 16, 16, 1, 17),
-    "one token": (1, 32, 32, 16, 8, 1, 1),
+    "one token an image, less than a tile": (2, 32, 32, 16, 8, 7, 1),
 }
 SMALL = SHAPES["h, r below 16 are padded; C not a multiple of 16"]
 

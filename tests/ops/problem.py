@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ibvit import ops
 from ibvit.ops import BottleneckParams, noise_key
@@ -53,6 +53,26 @@ def make_problem(
     # A seed and a first sample beyond 32 bits, so that each counter word matters.
     key = noise_key(seed=123456789012345, step=77, first_sample=2**32 - 1)
     return Problem(y, params, linear(total, columns, total), linear(total, columns), key, block=11)
+
+
+class Write(nn.Module):
+    """The op as a module owns it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.params = nn.ParameterList(nn.Parameter(p.clone()) for p in (*problem.params, *problem[2:4]))
+        self.block = problem.block
+
+    def forward(self, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        params = BottleneckParams(*self.params[:8])
+        return ops.bottleneck_write(y, params, self.params[8], self.params[9], key, self.block, impl="triton")
+
+    def step(self, y: Tensor, key: Tensor) -> list[Tensor]:
+        """Outputs, and the gradient of each parameter of a loss of both."""
+        self.zero_grad()
+        update, kl = self(y, key)
+        (update.float().square().mean() + kl.mean()).backward()
+        return [update.detach(), kl.detach(), *(p.grad for p in self.params)]
 
 
 def gradients(problem: Problem, impl: ops.Impl) -> dict[str, Tensor]:

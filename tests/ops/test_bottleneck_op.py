@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ibvit.ops import BottleneckParams, api, bottleneck_write
+from ibvit.ops import api, bottleneck_write
 from ibvit.ops.contracts import fused_write
 from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
-from tests.ops.problem import Problem, gradients, make_problem
+from tests.ops.problem import NAMES, Problem, Write, gradients, make_problem
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
 
@@ -21,19 +21,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottlene
 def problem() -> Problem:
     """The least that the kernels take."""
     return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
-
-
-class Write(nn.Module):
-    """The op as a module owns it."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.params = nn.ParameterList(nn.Parameter(p.clone()) for p in (*problem.params, *problem[2:4]))
-        self.block = problem.block
-
-    def forward(self, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        params = BottleneckParams(*self.params[:8])
-        return bottleneck_write(y, params, self.params[8], self.params[9], key, self.block, impl="triton")
 
 
 WRONG = {
@@ -87,6 +74,9 @@ def test_explicit_triton_names_the_size_it_has_no_kernel_for():
     with pytest.raises(RuntimeError, match="head width D: expected one of"):
         bottleneck_write(*odd, impl="triton")
     assert bottleneck_write(*odd, impl="auto").update.shape == (1, 3, 16)
+    wide = make_problem(heads=1, width=32, columns=16, hidden=128, latent=64, batch=1, tokens=1).cast(torch.float32)
+    with pytest.raises(RuntimeError, match="h = 128 with latent r = 64 in float32"):
+        bottleneck_write(*wide, impl="triton")
 
 
 def test_unknown_implementation(problem):
@@ -109,14 +99,19 @@ def test_opcheck(problem):
 
 
 @pytest.mark.filterwarnings("ignore:Input .* requires gradient and is not a double precision")
-def test_finite_differences(problem):
-    """Central differences of the whole op along random directions, kernel arithmetic in float32."""
-    inputs = [t.requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
+@pytest.mark.parametrize("names", [None, ("y", "b2")], ids=["all inputs, random directions", "every coordinate"])
+def test_finite_differences(problem, names):
+    """Central differences of the whole op, kernel arithmetic in float32; y of one token where all coordinates count."""
+    if names:
+        problem = problem._replace(y=problem.y[:, :1].clone())
+    inputs = [problem.y, *problem.params, *problem[2:4]]
+    for name, tensor in zip(NAMES[2:], inputs, strict=True):
+        tensor.requires_grad_(names is None or name in names)
 
     def write(y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         return fused_write(y, params, None, problem.key, problem.block)
 
-    assert torch.autograd.gradcheck(write, inputs, eps=1e-2, atol=5e-3, rtol=2e-2, fast_mode=True)
+    assert torch.autograd.gradcheck(write, inputs, eps=1e-2, atol=5e-3, rtol=2e-2, fast_mode=names is None)
 
 
 def test_second_derivative_is_refused(problem):
@@ -160,14 +155,11 @@ def test_compiles_with_the_choice_left_open(problem, fresh_choice):
 
 def test_checkpointing_draws_the_same_noise(problem):
     write = Write(problem)
-    results = []
-    for run in (write, lambda *args: checkpoint(write, *args, use_reentrant=False)):
-        write.zero_grad()
-        update, kl = run(problem.y, problem.key)
-        (update.sum() + kl.sum()).backward()
-        results.append([p.grad for p in write.params])
-    for plain, recomputed in zip(*results, strict=True):
-        assert torch.equal(plain, recomputed)
+    plain = write.step(problem.y, problem.key)
+    forward = write.forward
+    write.forward = lambda *args: checkpoint(forward, *args, use_reentrant=False)
+    for one, other in zip(plain, write.step(problem.y, problem.key), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_autocast_and_grad_scaler(problem):
@@ -185,15 +177,32 @@ def test_autocast_and_grad_scaler(problem):
     assert not torch.equal(before, write.params[0])
 
 
-def test_distributed_data_parallel(problem, tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+def _rank(rank: int, folder: str) -> None:
+    """One of two processes: its image of the batch, with its own noise; the averaged gradients go to a file."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     try:
+        problem = _two_images()
         write = nn.parallel.DistributedDataParallel(Write(problem))
-        update, kl = write(problem.y, problem.key)
-        (update.sum() + kl.sum()).backward()
-        assert all(p.grad is not None for p in write.parameters())
+        update, kl = write(problem.y[rank : rank + 1], problem.key + torch.tensor([0, 0, rank]))
+        (update.square().mean() + kl.mean()).backward()
+        torch.save([p.grad for p in write.parameters()], f"{folder}/{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _two_images() -> Problem:
+    return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=2, tokens=3).cast(torch.float32)
+
+
+def test_distributed_data_parallel(tmp_path):
+    """Two processes, an image each, have the gradients of one process with both."""
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    problem = _two_images()
+    alone = Write(problem).step(problem.y, problem.key)[2:]
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for one, first, second in zip(alone, *ranks, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, one)
 
 
 def test_non_contiguous_inputs(problem):
