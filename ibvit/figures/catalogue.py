@@ -192,6 +192,7 @@ def make_figures(name: str, run_dirs: Sequence[str | Path], out: str | Path) -> 
             print(f"figure {wanted}: not drawn: {error}")
             continue
         drawn += 1
-        print(f"figure {wanted}, {FIGURES[wanted].title}: {next(path for path in files if path.suffix == '.png')}")
+        picture = next(path for path in files if path.suffix == ".png")
+        print(f"figure {wanted}, {FIGURES[wanted].title}: {picture}", flush=True)
     if not drawn:
         raise ValueError("figure: none could be drawn from these runs")
