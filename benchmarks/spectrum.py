@@ -139,7 +139,7 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
             },
         ),
         Finding(
-            "the surviving heads of two seeds share most of their information",
+            "the surviving heads of two seeds are alike, with an NMI above one half",
             bool(likeness.nmi[0, 1] > 0.5),
             {"beta": beta, "NMI": float(likeness.nmi[0, 1]), "standard error": float(likeness.stderr[0, 1])},
         ),
