@@ -32,7 +32,7 @@ VOTES = ListedColormap(["#1b3a8c", "#7fb8e6", "#f4a3c4", "#ffffff"])
 """Votes for the class ranked 1, 2-5, 6-10 and lower in the image's own prediction."""
 VOTE_LABELS = ("rank 1", "ranks 2-5", "ranks 6-10", "lower")
 
-_LARGEST_BETA, _SMALLEST_BETA = 100.0, 1e-3
+_LARGEST_BETA, _SMALLEST_BETA = 20.0, 5e-3
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
