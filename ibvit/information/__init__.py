@@ -39,9 +39,11 @@ hundred terms additions are float64.
 Where little is shared and much is sampled away, I(U;U′) may come out at or below zero: that NMI is not a number. At
 information near log M the estimate is carried by rare draws, and its error is as uncertain as they are rare.
 
-*Resources.* The channels' active dimensions twice over, plus at most `backends.WORKSPACE_BYTES` and a few times
-`sampling.BLOCK_BYTES`; 1 GiB for the finest quadrature. Under torch.distributed every rank takes a share of the
-batches, and all get the same answer to rounding.
+*Resources.* The channels' active dimensions in float32, and a backend's layout of them: as much again on a CPU; on a
+GPU 20 bytes a dimension for each of four pairs, 160 while a pair is laid out. A call takes `backends.WORKSPACE_BYTES`
+beside its results, on a GPU `GPU_WORKSPACE_BYTES`; draws and controls a few times `sampling.BLOCK_BYTES`; the finest
+quadrature 1 GiB. Under torch.distributed every rank takes a share of the batches, and all get the same answer to
+rounding.
 
 *Sources.* Murphy 2026 (arXiv 2602.04784), Eq. 4 to 6; Murphy et al. 2025 (NMI of soft clusterings); Kolchinsky and
 Tracey 2017 (entropy of mixtures by pairwise distances); Owen 2013, "Monte Carlo theory, methods and examples", ch. 8
@@ -58,5 +60,6 @@ Tracey 2017 (entropy of mixtures by pairwise distances); Owen 2013, "Monte Carlo
 from ibvit.information.api import mutual_information, nmi, nmi_matrix
 from ibvit.information.channel import load_channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
+from ibvit.information.estimation import Options
 
-__all__ = ["Estimate", "EstimateMatrix", "load_channel", "mutual_information", "nmi", "nmi_matrix"]
+__all__ = ["Estimate", "EstimateMatrix", "Options", "load_channel", "mutual_information", "nmi", "nmi_matrix"]

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from ibvit.information import estimation
-from ibvit.information.backends import Impl
 from ibvit.information.channel import Array, Channel, make_channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
-from ibvit.information.estimation import Method, Options
+from ibvit.information.estimation import Keywords, Options
 
-IDLE_NATS = 1e-4  # default budget of the dimensions that are dropped
 Parameters = tuple[Array, Array]  # mu and logvar, each [M, d]
 
 
-def mutual_information(
-    mu: Array,
-    logvar: Array,
-    *,
-    samples: int | None = None,
-    seed: int = 0,
-    method: Method = "auto",
-    tolerance: float = 1e-3,
-    idle_nats: float = IDLE_NATS,
-    impl: Impl = "auto",
-    threads: int | None = None,
-) -> Estimate:
+def mutual_information(mu: Array, logvar: Array, **options: Unpack[Keywords]) -> Estimate:
     """I(X;U) in nats between a uniform input x and u ~ N(mu[x], exp(logvar[x])) (paper, Eq. 4).
 
     Args:
         mu, logvar: `[M, d]`, float32 or float64, torch (CPU or CUDA) or numpy (memory-mapped too); logvar is ln σ².
-        samples: draws of x; None: as many as bring the standard error to `tolerance`. Quadrature needs none.
-        seed: of the sampling.
-        method: `auto` takes quadrature where one or two dimensions are active and `stratified` elsewhere;
-            `mc` is Eq. 4 to the letter: x and u drawn independently, no dimension dropped.
-        tolerance: standard error to stop at, in nats.
-        idle_nats: dimensions that together carry at most this much are left out; `bias_bound` says how much.
-        impl: `auto`, or the backend of the sums: `native` (CPU library), `triton` (CUDA), `torch`.
-        threads: of the CPU library; None: as many as torch uses.
+        options: `samples`, `seed`, `method`, `tolerance`, `idle_nats`, `impl`, `threads`, see `Options`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
@@ -50,22 +31,11 @@ def mutual_information(
         >>> round(estimate.bits, 6), estimate.method
         (1.0, 'quadrature')
     """
-    options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
-    return estimation.information(make_channel(mu, logvar, options.idle_budget), options)
+    chosen = Options(**options)
+    return estimation.information(make_channel(mu, logvar, chosen.idle_budget), chosen)
 
 
-def nmi(
-    first: Parameters,
-    second: Parameters,
-    *,
-    samples: int | None = None,
-    seed: int = 0,
-    method: Method = "auto",
-    tolerance: float = 1e-3,
-    idle_nats: float = IDLE_NATS,
-    impl: Impl = "auto",
-    threads: int | None = None,
-) -> Estimate:
+def nmi(first: Parameters, second: Parameters, **options: Unpack[Keywords]) -> Estimate:
     """NMI(U,V) = I(U;V) / √(I(U;U′) I(V;V′)) of two channels over the same inputs (paper, Eq. 5 and 6).
 
     U′ and V′ are second, independent draws from the same channels, so I(U;U′) = 2 I(X;U) − I(X;U,U′). NMI is 1 for a
@@ -73,9 +43,7 @@ def nmi(
 
     Args:
         first, second: (mu, logvar), each `[M, d]` as in `mutual_information`; M is common, d need not be.
-        samples, seed, method, idle_nats, impl, threads: as in `mutual_information`; quadrature needs channels of one
-            active dimension each.
-        tolerance: standard error of the NMI to stop at.
+        options: see `Options`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `mutual_information`.
@@ -86,24 +54,15 @@ def nmi(
         >>> round(nmi((mu, np.full((500, 1), -2.0)), (-mu, np.full((500, 1), -2.0))).value, 6)
         1.0
     """
-    options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
-    channels = _make_channels({"first": first, "second": second}, options)
-    matrix = estimation.nmi_matrix(channels[:1], channels[1:], options)
+    chosen = Options(**options)
+    channels = _make_channels({"first": first, "second": second}, chosen)
+    matrix = estimation.nmi_matrix(channels[:1], channels[1:], chosen)
     value, stderr, bound = (float(array[0, 0]) for array in matrix[:3])
     return Estimate(value, stderr, bound, matrix.samples, matrix.method, matrix.seconds)
 
 
 def nmi_matrix(
-    channels: Sequence[Parameters],
-    others: Sequence[Parameters] | None = None,
-    *,
-    samples: int | None = None,
-    seed: int = 0,
-    method: Method = "auto",
-    tolerance: float = 1e-3,
-    idle_nats: float = IDLE_NATS,
-    impl: Impl = "auto",
-    threads: int | None = None,
+    channels: Sequence[Parameters], others: Sequence[Parameters] | None = None, **options: Unpack[Keywords]
 ) -> EstimateMatrix:
     """NMI of every channel with every other, in shared passes over the components.
 
@@ -113,9 +72,8 @@ def nmi_matrix(
     Args:
         channels: (mu, logvar) of each, over the same M inputs.
         others: columns of the matrix; None: `channels` again, and the diagonal is exactly 1.
-        tolerance: largest standard error of an entry to stop at.
-        samples, seed, method, idle_nats, impl, threads: as in `nmi`; with `auto`, pairs of channels with one active
-            dimension each are integrated and the rest are sampled together.
+        options: see `Options`; with `method="auto"`, the pairs that quadrature can do are integrated and the rest are
+            sampled together.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `mutual_information`.
@@ -128,14 +86,14 @@ def nmi_matrix(
         >>> matrix.value.shape, bool((matrix.value.diagonal() == 1).all())
         ((3, 3), True)
     """
-    options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
+    chosen = Options(**options)
     named = {f"channels[{i}]": parameters for i, parameters in enumerate(channels)}
     if not named or (others is not None and not len(others)):
         raise ValueError(f"{'others' if named else 'channels'}: expected at least one channel, got none")
     named |= {f"others[{i}]": parameters for i, parameters in enumerate(others or ())}
-    made = _make_channels(named, options)
+    made = _make_channels(named, chosen)
     rows, columns = made[: len(channels)], made[len(channels) :]
-    return estimation.nmi_matrix(rows, columns if others is not None else None, options)
+    return estimation.nmi_matrix(rows, columns if others is not None else None, chosen)
 
 
 def _make_channels(named: dict[str, Parameters], options: Options) -> list[Channel]:

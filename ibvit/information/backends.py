@@ -12,7 +12,7 @@ least 1 and need no running maximum.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
 
@@ -22,7 +22,8 @@ from torch import Tensor
 from ibvit.information.channel import Channel
 
 Impl = Literal["auto", "native", "triton", "torch"]
-WORKSPACE_BYTES = 1 << 28  # of any backend, beside the channels themselves and eight bytes a sample and result
+WORKSPACE_BYTES = 1 << 28  # of one call on a CPU, beside a backend's layout of the channels and the results
+GPU_WORKSPACE_BYTES = 1 << 32  # the same on a CUDA device
 PAIRS_PER_CALL = 1 << 30  # densities between two looks at the keyboard and the progress bar, on a CPU
 Advance = Callable[[int], None]
 
@@ -123,11 +124,16 @@ class NativeMixture:
         work = sum(8 + self._channels[c].dims for c in channel) / 8 * self._channels[0].components
         return max(64 * self._threads, int(PAIRS_PER_CALL / work))
 
+    def threads(self, channel: Sequence[int], pairs: int) -> int:
+        """As many as were asked for, as far as the workspace goes."""
+        return max(1, min(self._threads, WORKSPACE_BYTES // self._sums.bytes_a_thread(channel, pairs)))
+
     def log_sums(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
     ) -> tuple[Tensor, Tensor]:
+        threads = self.threads(channel, len(pairs))
         single, pair = self._sums.log_sums(
-            [x.numpy() for x in u], channel, [r.numpy() for r in reference], pairs.numpy(), threads=self._threads
+            [x.numpy() for x in u], channel, [r.numpy() for r in reference], pairs.numpy(), threads=threads
         )
         return torch.from_numpy(single), torch.from_numpy(pair)
 
@@ -144,7 +150,10 @@ class TritonMixture:
         self._channels = channels
 
     def samples_per_call(self, channel: Sequence[int]) -> int:
-        return max(1024, WORKSPACE_BYTES // (64 * len(channel) + 8 * sum(self._channels[c].dims for c in channel)))
+        from ibvit_kernels.mixture_pass import samples_at_once
+
+        widest = sorted((self._channels[c].dims for c in channel), reverse=True)
+        return samples_at_once(widest[:2])  # channels are summed one by one, or in pairs
 
     def log_sums(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
@@ -165,29 +174,43 @@ class TorchMixture:
 
     def __init__(self, channels: Sequence[Channel]) -> None:
         self._channels = channels
+        self._workspace = GPU_WORKSPACE_BYTES if channels[0].mu.is_cuda else WORKSPACE_BYTES
 
     def samples_per_call(self, channel: Sequence[int]) -> int:
-        return 256
+        return max(1, min(256, self._workspace // (32 * len(channel) ** 2)))
 
     def log_sums(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
     ) -> tuple[Tensor, Tensor]:
         samples = len(u[0])
-        at_once = max(1, WORKSPACE_BYTES // (24 * len(u) * max(samples, 1)))
         gram = torch.zeros(samples, len(u), len(u), dtype=torch.float64, device=u[0].device)
         total = torch.zeros(len(u), samples, dtype=torch.float64, device=u[0].device)
-        for start in range(0, self._channels[0].components, at_once):
-            rows = slice(start, start + at_once)
+        for rows in self._slices(channel, samples):
             terms = self._log_ratios(u, channel, reference, rows).clamp_(max=self._SAFE).exp_()  # [columns, S, rows]
             total += terms.sum(-1)
             if len(pairs):
                 gram += terms.permute(1, 0, 2) @ terms.permute(1, 2, 0)
         single, pair = total.log(), gram[:, pairs[:, 0], pairs[:, 1]].T.log()
         for s in (single >= self._SAFE).any(0).nonzero():  # u where other components are denser by e^300: in logarithms
-            terms = self._log_ratios([x[s] for x in u], channel, [r[s] for r in reference], slice(None))
-            single[:, s] = terms.logsumexp(-1)
-            pair[:, s] = (terms[pairs[:, 0]] + terms[pairs[:, 1]]).logsumexp(-1)
+            one, own = [x[s] for x in u], [r[s] for r in reference]
+            slices = self._slices(channel, 1 + 3 * len(pairs) // len(u))
+            parts = [self._logarithms(one, channel, own, pairs, rows) for rows in slices]
+            single[:, s], pair[:, s] = torch.stack(parts).logsumexp(0).split([len(u), len(pairs)])
         return single, pair
+
+    def _slices(self, channel: Sequence[int], samples: int) -> Iterator[slice]:
+        """Components at once: terms and their copies in float64, and a channel's parameters, fit the workspace."""
+        dims = max(self._channels[c].dims for c in channel)
+        at_once = max(1, self._workspace // 2 // (24 * len(channel) * max(samples, 1) + 96 * dims))
+        for start in range(0, self._channels[0].components, at_once):
+            yield slice(start, start + at_once)
+
+    def _logarithms(
+        self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor, rows: slice
+    ) -> Tensor:
+        """log Σ over some components for one sample, singles then pairs, `[columns + P, 1]`."""
+        terms = self._log_ratios(u, channel, reference, rows)
+        return torch.cat([terms, terms[pairs[:, 0]] + terms[pairs[:, 1]]]).logsumexp(-1)
 
     def _log_ratios(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], rows: slice

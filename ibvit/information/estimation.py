@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -27,9 +27,8 @@ MAX_SAMPLES = 20_000_000  # where the search for a tolerance gives up: the paper
 Reduce = Callable[[Replicates], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options that all the public functions share, checked."""
+class Keywords(TypedDict, total=False):
+    """The fields of `Options`, as keyword arguments."""
 
     samples: int | None
     seed: int
@@ -38,6 +37,38 @@ class Options:
     idle_nats: float
     impl: Impl
     threads: int | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that `mutual_information`, `nmi` and `nmi_matrix` share, as keyword arguments; checked here.
+
+    Attributes:
+        samples: draws of x; None: as many as bring the standard error to `tolerance`. Quadrature needs none.
+        seed: of the sampling.
+        method: `auto` takes quadrature where it can (a channel of one or two active dimensions; an NMI of channels of
+            one each) and `stratified` elsewhere; `mc` is Eq. 4 to the letter: x and u drawn independently, no
+            dimension dropped.
+        tolerance: standard error to stop at: nats, or parts of an NMI; the largest one of a matrix.
+        idle_nats: dimensions that together carry at most this much are left out; `bias_bound` says how much.
+        impl: `auto`, or the backend of the sums: `native` (CPU library), `triton` (CUDA), `torch`.
+        threads: of the CPU library; None: as many as torch uses.
+
+    Raises:
+        ValueError: an option out of range; the message names it.
+
+    Example:
+        >>> Options(tolerance=1e-2).samples is None
+        True
+    """
+
+    samples: int | None = None
+    seed: int = 0
+    method: Method = "auto"
+    tolerance: float = 1e-3
+    idle_nats: float = 1e-4
+    impl: Impl = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):

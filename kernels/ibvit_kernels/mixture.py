@@ -21,6 +21,9 @@ Samples drawn as promised exceed that with probability below 2^-GUARD_BITS (Mark
 1). They, and samples with a sum below 1/2, whose reference belongs to no component, are done again in float64.
 
 Sums run in float32 over a block of components and in float64 beyond; there are no atomics, so results repeat bitwise.
+
+Memory: a call takes at most `mixture_pass.WORKSPACE_BYTES` beside its results. Each of the PASSES_KEPT layouts of a
+channel or of a pair takes LAYOUT_BYTES a component and dimension, and PREPARATION_BYTES while it is made.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ibvit_kernels.mixture_pass import SAMPLES_AT_ONCE, Form, Pass
+from ibvit_kernels import mixture_pass
+from ibvit_kernels.mixture_pass import Form, Pass, samples_at_once
 
 GUARD_BITS = 20
-PASSES_KEPT = 4  # layouts of (pairs of) channels held on the device, about 10 M d bytes each
+PASSES_KEPT = 4  # layouts of (pairs of) channels held on the device
+CAREFUL_BYTES = 96  # of a sample and component that are done again in float64
 LARGEST_DIMENSION = 128
 
 
@@ -106,13 +111,15 @@ class Mixture:
             return torch.empty(2 * len(columns) - 1, 0, dtype=torch.float64, device=u[0].device)
         prepared = self._pass(tuple(channel[c] for c in columns))
         parts = []
-        for start in range(0, len(u[0]), SAMPLES_AT_ONCE):
-            rows = slice(start, start + SAMPLES_AT_ONCE)
+        at_once = samples_at_once([x.shape[1] for x in u])
+        for start in range(0, len(u[0]), at_once):
+            rows = slice(start, start + at_once)
             parts.append(prepared.log_sums([u[c][rows] for c in columns], [reference[c][rows] for c in columns]))
         logs = torch.cat(parts, 1)
         largest = math.log(2) * GUARD_BITS + math.log(len(self._mu[0]))
         unsure = ~((logs >= math.log(0.5)) & (logs[: len(columns)].amax(0) <= largest)).all(0)
-        for s in unsure.nonzero()[:, 0].split(64):
+        few = max(1, mixture_pass.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
+        for s in unsure.nonzero()[:, 0].split(few):
             terms = torch.stack([self._log_ratios(u[c][s], channel[c], reference[c][s]) for c in columns])
             if len(columns) == 2:
                 terms = torch.cat([terms, terms.sum(0, keepdim=True)])
@@ -121,10 +128,11 @@ class Mixture:
 
     def _log_ratios(self, u: Tensor, channel: int, reference: Tensor) -> Tensor:
         """[S, M] float64, for a few samples, one dimension after the other."""
-        mu, logvar = self._mu[channel].double(), self._logvar[channel].double()
-        ratios = -0.5 * (logvar + math.log(2 * math.pi)).sum(1) - reference.double()[:, None]
+        mu, logvar = self._mu[channel], self._logvar[channel]
+        ratios = -reference.double()[:, None].expand(-1, len(mu)).clone()
         for x, m, v in zip(u.double().T, mu.T, logvar.T, strict=True):
-            ratios -= (x[:, None] - m).square() * torch.exp(-v) / 2
+            v = v.double()
+            ratios -= 0.5 * ((x[:, None] - m.double()).square_() * torch.exp(-v) + (v + math.log(2 * math.pi)))
         return ratios
 
     def _pass(self, channels: tuple[int, ...]) -> Pass:

@@ -18,6 +18,7 @@ COMPONENT_PADDING = 1024  # components are padded to a multiple of this
 SORTED_DIMENSIONS = 8  # the widest dimensions take part in the sort; narrow ones separate nothing
 SORTED_RUN = 64  # the sort stops at runs of this many components
 PROGRAMS = 1024  # fewer tiles of samples than this are also divided over components
+BOUNDS_AT_ONCE = 1 << 22  # bounds of a tile of samples and a block of components
 LOG2_E = math.log2(math.e)
 
 
@@ -106,8 +107,9 @@ def box_flags(u: Tensor, reference: Tensor, boxes: Boxes, threshold: float) -> T
     low, high = tiles.amin(1).double(), tiles.amax(1).double()
     floor = reference.view(-1, SAMPLE_TILE).amin(1) - boxes.offset
     flags = torch.empty(len(tiles), len(boxes.top), dtype=torch.bool, device=u.device)
-    for first in range(0, len(tiles), 1024):  # bounds the memory of the outer differences
-        part = slice(first, first + 1024)
+    at_once = max(1, BOUNDS_AT_ONCE // len(boxes.top))
+    for first in range(0, len(tiles), at_once):
+        part = slice(first, first + at_once)
         bound = boxes.top - floor[part, None]
         for j in range(u.shape[1]):
             gap = torch.maximum(boxes.low[:, j] - high[part, None, j], low[part, None, j] - boxes.high[:, j])

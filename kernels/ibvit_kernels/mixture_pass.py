@@ -33,7 +33,16 @@ GEMM_FROM = 3
 GEMM_ERROR = 2e-5  # nats, rms: the expansion is used up to this estimated error
 FUSED_ERROR = 2e-6  # nats, rms: up to here u * scale - mu * scale replaces (u - mu) * scale and saves an instruction
 DIRECT_BLOCK = 128  # components that share a bounding box in the direct form
-SAMPLES_AT_ONCE = 1 << 19  # bounds the memory: below 150 bytes a sample and dimension, 5 GB at 64 dimensions
+WORKSPACE_BYTES = 1 << 32  # of one call, beside the channels' layouts and the results
+SAMPLES_AT_ONCE = 1 << 19  # at most: more sort no better
+SAMPLE_BYTES, SAMPLE_DIMENSION_BYTES = 1024, 80  # of the operands of a sample: for itself, and a dimension
+LAYOUT_BYTES, PREPARATION_BYTES = 20, 160  # a component and dimension: kept, and while that is made; from d = 8 on
+
+
+def samples_at_once(dims: Sequence[int]) -> int:
+    """How many samples of channels of these dimensions WORKSPACE_BYTES have room for."""
+    fitting = WORKSPACE_BYTES // (SAMPLE_BYTES + SAMPLE_DIMENSION_BYTES * sum(dims))
+    return min(SAMPLES_AT_ONCE, max(1, fitting // SAMPLE_TILE) * SAMPLE_TILE)
 
 
 class Pass:
@@ -57,7 +66,7 @@ class Pass:
         self._direct = [direct_components(c, self.fused) for c in components] * twice if self.form != "gemm" else []
 
     def log_sums(self, u: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
-        """[1 or 3, S] log-sums of S <= SAMPLES_AT_ONCE samples: of each channel, and of the pair.
+        """[1 or 3, S] log-sums of S <= samples_at_once(dims) samples: of each channel, and of the pair.
 
         u: [S, d] float32 for each channel; reference: [S], nats.
         """

@@ -17,6 +17,8 @@ import ibvit_kernels
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+# As in csrc/: samples in a tile of the widest instruction set, of the tiles that a thread holds, components at once.
+_LARGEST_TILE, _SAMPLES_A_THREAD, _COMPONENTS_AT_ONCE = 64, 8 * 64, 32
 _FLOATS, _DOUBLES, _INTS = (ctypes.POINTER(c) for c in (ctypes.c_float, ctypes.c_double, ctypes.c_int32))
 
 
@@ -74,6 +76,12 @@ class Mixture:
             self._offset.append(offset.value)
             self._dims.append(dims)
 
+    def bytes_a_thread(self, channel: Sequence[int], pairs: int) -> int:
+        """What a thread of `log_sums` allocates at most, for these columns and so many pairs."""
+        width, rows = sum(self._dims[k] for k in channel), len(channel) + pairs
+        operands = _SAMPLES_A_THREAD * (4 * width + 4 * len(channel) + 8 * rows)
+        return operands + _LARGEST_TILE * 4 * (rows + _COMPONENTS_AT_ONCE * len(channel)) + 64 * 8 * len(channel)
+
     def log_sums(
         self,
         u: Sequence[Float32],
@@ -105,7 +113,7 @@ class Mixture:
 
         Raises:
             ValueError: shapes or types differ from that; no such instruction set.
-            MemoryError: no room for the workspace, some 100 KiB a thread and column.
+            MemoryError: no room for the workspace, see `bytes_a_thread`.
         """
         columns, samples = len(u), len(u[0])
         dims = [self._dims[k] for k in channel]

@@ -16,6 +16,7 @@ from ibvit.information.channel import Channel, log_density, make_channel
 from ibvit.information.progress import Progress
 from ibvit_kernels import native
 from tests.information import truth
+from tests.memory import PeakMemory
 
 HEADS = [truth.channel(150, 3, 1.0, -1.0), truth.channel(150, 5, 0.5, -2.0, seed=1)]
 needs_library = pytest.mark.skipif(native.why_absent() is not None, reason=f"no CPU library: {native.why_absent()}")
@@ -59,7 +60,7 @@ def test_torch_is_float64_truth_in_any_slices(monkeypatch: pytest.MonkeyPatch) -
     channels = [make_channel(*head, 0) for head in HEADS]
     u, reference = draws(channels, 20)
     reference[0][3] -= 400  # a sum beyond float64's range of safe products
-    monkeypatch.setattr(backends, "WORKSPACE_BYTES", 24 * 2 * 20 * 64)
+    monkeypatch.setattr(backends, "WORKSPACE_BYTES", 2 * 64 * (24 * 2 * 20 + 96 * 5))  # 64 components at once
     single, pair = backends.open_mixture(channels, "torch").log_sums(u, [0, 1], reference, torch.tensor([[0, 1]]))
     terms = [
         truth.log_densities(x.numpy(), c.mu.numpy(), c.logvar.numpy()) - r.numpy()[:, None]
@@ -67,6 +68,33 @@ def test_torch_is_float64_truth_in_any_slices(monkeypatch: pytest.MonkeyPatch) -
     ]
     assert single.numpy() == pytest.approx(truth.np.stack([truth.log_sum(t) for t in terms]), abs=1e-9)
     assert pair[0].numpy() == pytest.approx(truth.log_sum(terms[0] + terms[1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 20])
+@pytest.mark.parametrize("dims", [1, 64])
+def test_torch_stays_within_its_workspace(columns: int, dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: every tensor that a call makes, with one sample that is done again in logarithms."""
+    monkeypatch.setattr(backends, "WORKSPACE_BYTES", 1 << 25)
+    channels = [make_channel(*truth.channel(3000, dims, 1.0, -1.0), 0)]
+    mixture = backends.open_mixture(channels, "torch")
+    u, reference = draws(channels, mixture.samples_per_call([0] * columns))
+    reference[0][0] -= 400
+    pairs = torch.tensor([[a, b] for a in range(columns) for b in range(a)], dtype=torch.int64).reshape(-1, 2)
+    with PeakMemory() as memory:
+        results = mixture.log_sums(u * columns, [0] * columns, reference * columns, pairs)
+    assert memory.peak <= backends.WORKSPACE_BYTES + sum(3 * r.nbytes for r in results)
+
+
+@needs_library
+@pytest.mark.parametrize("heads", [2, 36])
+def test_the_librarys_threads_stay_within_the_workspace(heads: int) -> None:
+    """All pairs of many heads on many cores: fewer threads rather than more memory."""
+    channels = [make_channel(*HEADS[0], 0)]
+    mixture = backends.NativeMixture(channels, threads=512)
+    columns, pairs = [0] * 2 * heads, heads * heads
+    threads = mixture.threads(columns, pairs)
+    assert threads * mixture._sums.bytes_a_thread(columns, pairs) <= backends.WORKSPACE_BYTES
+    assert threads == 512 or heads == 36
 
 
 def test_explicit_backends_never_fall_back(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:

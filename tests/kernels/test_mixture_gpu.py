@@ -89,6 +89,7 @@ def test_thirty_runs_are_bitwise_equal(form: mixture.Form) -> None:
 
 def test_more_elements_than_an_int32_counts() -> None:
     """2^24 components of 128 dimensions, far apart: a sample at a mean meets that component alone."""
+    torch.cuda.empty_cache()
     if torch.cuda.mem_get_info()[0] < 110 * 2**30:
         pytest.skip("needs 110 GiB of free device memory")
     components = (1 << 24) + 1024
@@ -100,12 +101,13 @@ def test_more_elements_than_an_int32_counts() -> None:
     assert single.abs().max() <= 1e-5
 
 
-def test_memory_stays_within_what_is_stated() -> None:
-    mu, logvar = channel(32, 100_000, 1.0, 0.2)
+@pytest.mark.parametrize("d", [2, 32])
+def test_memory_stays_within_what_is_stated(d: int) -> None:
+    mu, logvar = channel(d, 100_000, 1.0, 0.2)
     u, reference = draw(mu, logvar, 2 * mixture_pass.SAMPLES_AT_ONCE)
     prepared = Mixture([mu], [logvar])
     prepared.log_sums([u[:1000]], [0], [reference[:1000]], NO_PAIRS)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    prepared.log_sums([u], [0], [reference], NO_PAIRS)
-    assert torch.cuda.max_memory_allocated() - before <= mixture_pass.SAMPLES_AT_ONCE * (150 * 32 + 1024)
+    result = prepared.log_sums([u], [0], [reference], NO_PAIRS).single
+    assert torch.cuda.max_memory_allocated() - before <= mixture_pass.WORKSPACE_BYTES + 4 * result.nbytes
