@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ibvit.analysis.similarity import Similarity
 from ibvit.figures import style
 
-MOST_NUMBERS = 40  # of cells, each with its value
+MOST_NUMBERS = 70  # of cells, each with its value
 
 
 def draw(result: Similarity) -> Figure:
@@ -60,11 +60,10 @@ def _draw_pair(figure: Figure, axes: Axes, result: Similarity) -> None:
     first, second = (_heads_of(result, label) for label in (chosen[0], chosen[-1]))
     values = result.nmi[np.ix_(first, second)]
     picture = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    if values.size <= MOST_NUMBERS:
-        for (row, column), value in np.ndenumerate(values):
-            ink = "black" if value > 0.6 or np.isnan(value) else "white"
-            text = "?" if np.isnan(value) else f"{value:.2f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=ink)
+    for (row, column), value in np.ndenumerate(values):
+        ink = "black" if value > 0.6 or np.isnan(value) else "white"
+        number = f"{value:.2f}" if values.size <= MOST_NUMBERS else ""
+        axes.text(column, row, "?" if np.isnan(value) else number, ha="center", va="center", fontsize=6, color=ink)
     axes.set_yticks(range(len(first)), [result.heads[k] for k in first], fontsize=6)
     axes.set_xticks(range(len(second)), [result.heads[k] for k in second], fontsize=6, rotation=90)
     axes.set_ylabel(f"head, {result.runs[first[0]]['label']}")

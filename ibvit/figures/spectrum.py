@@ -32,19 +32,22 @@ def draw(result: Spectrum) -> Figure:
         )
     front = result.pareto & result.bottlenecked & (result.nats_per_patch > 0)
     order = np.argsort(result.nats_per_patch[front])
-    middle.plot(
-        result.nats_per_patch[front][order],
-        100 * result.accuracy[front][order],
-        color="0.75",
-        lw=1,
-        zorder=0,
-        label="Pareto front",
-    )
+    if len(order) > 1:
+        middle.plot(
+            result.nats_per_patch[front][order],
+            100 * result.accuracy[front][order],
+            color="0.75",
+            lw=1,
+            zorder=0,
+            label="Pareto front",
+        )
     slope, error = result.slope()
     if np.isfinite(slope):
         uncertainty = f" ± {100 * error:.1f}" if np.isfinite(error) else ""
         middle.set_title(
-            f"{100 * slope:+.1f}{uncertainty} points for each factor e of information", color="0.35", fontsize=7
+            f"{round(100 * slope, 1) + 0.0:+.1f}{uncertainty} points for each factor e of information",
+            color="0.35",
+            fontsize=7,
         )
     middle.margins(0.12, 0.12)
     style.log_axis(middle.xaxis)
