@@ -5,7 +5,7 @@
 
 Loaders take turns in one process, round by round, so that what else the machine does hits all of them; figures are
 medians of rounds. "plain" is torchvision's ordinary recipe: ImageFolder, transforms.v2, DataLoader. Images are linked
-until an epoch is long enough. With IBVIT_DATA, writes results/<machine>-data.json.
+until an epoch is long enough. With IBVIT_DATA, each test writes its part of results/<machine>-data.json.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCH = 256 if CUDA else 64
 IMAGES = (50 * BATCH if CUDA else 5 * BATCH) if DATA else 2 * BATCH  # an epoch
 ROUNDS = 3 if DATA else 1
 CORES = sorted(os.sched_getaffinity(0))
-MODEL_BATCH, MODEL_STEPS = (256, 40) if CUDA else (8, 3)
+MODEL_BATCH, MODEL_STEPS = (256, 40) if CUDA else (4, 2)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def record() -> Iterator[dict[str, Any]]:
-    """Filled by the tests, written when they are done."""
-    result: dict[str, Any] = {
+    """Filled by a test and written when it is done, beside what others have found on this machine."""
+    path = Path(__file__).parent / "results" / f"{machine().lower().replace(' ', '-').replace(',', '')}-data.json"
+    about: dict[str, Any] = {
         "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "nvidia-dali-cuda130")},
         "python": platform.python_version(),
@@ -78,11 +79,10 @@ def record() -> Iterator[dict[str, Any]]:
         "images_an_epoch": IMAGES,
         "rounds": ROUNDS,
     }
+    known = json.loads(path.read_text()) if DATA and path.exists() else {}
+    result = about | {key: value for key, value in known.items() if about.items() <= known.items()}
     yield result
-    print(json.dumps(result, indent=1))
     if DATA:
-        name = machine().lower().replace(" ", "-").replace(",", "")
-        path = Path(__file__).parent / "results" / f"{name}-data.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -165,6 +165,7 @@ def rate(batches: Iterable[Any]) -> float:
 @pytest.mark.parametrize("num_ops", [2, 0], ids=["RandAugment", "no RandAugment"])
 @pytest.mark.parametrize("cores", sorted({1, len(CORES)}))
 def test_images_per_second(tree: Path, record: dict[str, Any], cores: int, num_ops: int) -> None:
+    load = os.getloadavg()[0]  # the last minute's, other work's and that of the test before
     os.sched_setaffinity(0, CORES[:cores])
     torch.set_num_threads(cores)
     loaders = contestants(tree, num_ops, workers=cores)
@@ -185,7 +186,7 @@ def test_images_per_second(tree: Path, record: dict[str, Any], cores: int, num_o
         for name, values in rates.items()
     }
     key = f"{cores} cores, {'RandAugment' if num_ops else 'no RandAugment'}"
-    record.setdefault("images_per_second", {})[key] = {
+    record.setdefault("images_per_second", {})[key] = {"load": load} | {
         name: {"median": statistics.median(values), "rounds": values, "over_plain": relative[name]}
         for name, values in rates.items()
     }
@@ -240,6 +241,7 @@ def test_stages(tree: Path, record: dict[str, Any]) -> None:
 
 def test_training_step(tree: Path, record: dict[str, Any]) -> None:
     """The number that matters: a training step fed by a loader over one on a batch that is already there."""
+    load = os.getloadavg()[0]
     torch.set_num_threads(len(CORES))
     model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=2).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -297,6 +299,7 @@ def test_training_step(tree: Path, record: dict[str, Any]) -> None:
         "model": f"vit_tiny_patch16_224, ib, {SIDE} pixels, {'bf16' if CUDA else 'float32'}",
         "batch": MODEL_BATCH,
         "threads": len(CORES),
+        "load": load,
         "resident_ms": 1e3 * statistics.median(resident_times),
         **{name: {"median": statistics.median(values), "rounds": values} for name, values in ratios.items()},
     }
