@@ -25,6 +25,7 @@ class UnavailableError(RuntimeError):
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SHAPED = (*(f"params.{name}" for name in BottleneckParams._fields), "proj_weight", "proj_bias", "residual")
 _HEAD_WIDTHS = (32, 64, 128)
 _INNER = (8, 16, 32, 64, 128)  # hidden and latent sizes that the kernels have tiles for
 
@@ -107,9 +108,8 @@ def _validate(
         (heads, latent, hidden), (heads, hidden), (heads, hidden, width), (heads, width),
         (columns, total), (columns,), (batch, tokens, columns),
     )  # fmt: skip
-    names = (*(f"params.{name}" for name in BottleneckParams._fields), "proj_weight", "proj_bias", "residual")
     given = (*params, proj_weight, proj_bias, residual)
-    for name, tensor, shape in zip(names, given, expected, strict=True):
+    for name, tensor, shape in zip(_SHAPED, given, expected, strict=True):
         if tensor is None:
             continue
         if tensor.shape != shape:

@@ -55,9 +55,10 @@ def _shape(params: Sequence[Tensor]) -> Any:
 
 def _forward(y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     params, (residual, key, block) = rest[:_PARAM_COUNT], rest[_PARAM_COUNT:]
+    kernels, shape = _kernels(), _shape(params)
     with torch.cuda.device_of(y):
-        packed = _kernels().pack(_shape(params), y.dtype, params)
-        return *_kernels().forward(_shape(params), y, packed, residual, key, block)[:2], *packed
+        packed = kernels.pack(shape, y.dtype, params)
+        return *kernels.forward(shape, y, packed, residual, key, block)[:2], *packed
 
 
 def _forward_fake(y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -101,6 +102,35 @@ def _gradients(ctx: Any, d_update: Tensor, d_kl: Tensor, *_: Any) -> tuple[Tenso
     return d_y, *d_params, d_update if ctx.has_residual else None, None, None
 
 
+class _Differentiable(torch.autograd.Function):
+    """What `torch.library.register_autograd` makes, without its search through the schema for default values.
+
+    With so many arguments that search costs more host time than everything else in a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _below_autograd(keyset, inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_gradients(ctx, *gradients)
+
+
+def _below_autograd(keyset: Any, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    with torch._C._AutoDispatchBelowAutograd():
+        forward = torch.ops.ibvit.bottleneck_forward.default
+        return forward.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+
+def _with_autograd(keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        return _Differentiable.apply(keyset, *inputs)
+    return _below_autograd(keyset, inputs)
+
+
 def _no_double_backward(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
         "the fused bottleneck has no second derivative; use impl='reference' where you need one (create_graph=True)"
@@ -112,5 +142,5 @@ for _device in ("CUDA", "CPU"):  # on the CPU the kernels run in Triton's interp
     _library.impl("bottleneck_backward", _backward, _device)
 torch.library.register_fake("ibvit::bottleneck_forward", _forward_fake, lib=_library)
 torch.library.register_fake("ibvit::bottleneck_backward", _backward_fake, lib=_library)
-torch.library.register_autograd("ibvit::bottleneck_forward", _gradients, setup_context=_save, lib=_library)
+_library.impl("bottleneck_forward", _with_autograd, "Autograd", with_keyset=True)
 torch.library.register_autograd("ibvit::bottleneck_backward", _no_double_backward, lib=_library)

@@ -56,6 +56,7 @@ def chosen_variants(arch: int) -> list[Variant]:
     """The few that come closest to the limits of registers and shared memory."""
     return [
         direct_variant((2, 2), fused=True),
+        direct_variant((2, 2), fused=False),
         direct_variant((64, 64), fused=False),
         gemm_variant([64], arch),
         gemm_variant([128], arch),
