@@ -195,12 +195,10 @@ def main(out: Path = Path("spectrum"), jobs: int = 2) -> None:
         if data == "repetition":
             findings = check_spectrum(result, chosen.seeds) + check_survivors(runs, result, chosen.seeds)
     document["findings on repetition"] = [asdict(finding) for finding in findings]
-    document["this call, minutes"] = {
-        "wall clock": (time.monotonic() - start) / 60,
-        "processors": sum(os.times()[:4]) / 60,
-        "runs trained": trained,
-    }
     path = out / "findings.json"
+    earlier = json.loads(path.read_text())["calls"] if path.exists() else []
+    minutes = {"wall clock": (time.monotonic() - start) / 60, "processors": sum(os.times()[:4]) / 60}
+    document["calls"] = [*earlier, {"runs trained": trained, "minutes": minutes}]
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=lambda value: value.item()) + "\n")
     for finding in findings:
         print(f"{'holds' if finding.holds else 'DOES NOT HOLD'}: {finding.claim}: {json.dumps(finding.measured)}")
