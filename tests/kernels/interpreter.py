@@ -53,5 +53,11 @@ def _create_dot(
     return TensorHandle(small_a @ big_b + big_a @ small_b + big_a @ big_b + d.data, d.dtype.scalar)
 
 
+def _get_bf16(self: InterpreterBuilder, value: float) -> TensorHandle:
+    """A constant; the interpreter of Triton 3.6 has none of this type."""
+    return self.cast_impl(self.get_fp32(value), tl.bfloat16)
+
+
 InterpreterBuilder.cast_impl = _cast_impl
+InterpreterBuilder.get_bf16 = _get_bf16
 InterpreterBuilder.create_dot = _create_dot
