@@ -10,7 +10,7 @@ import timm
 import timm.models.vision_transformer as timm_vit
 import torch
 from timm.layers import Attention as TimmAttention
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models import register_model
 from torch import Tensor
 
@@ -66,10 +66,14 @@ def create_model(
         raise ValueError(
             f"name: timm cannot build {name!r} as a VisionTransformer with these arguments: {error}"
         ) from error
-    if not isinstance(source, timm_vit.VisionTransformer) or not all(
-        type(block) is timm_vit.Block and type(block.attn) is TimmAttention for block in source.blocks
+    if (
+        not isinstance(source, timm_vit.VisionTransformer)
+        or type(source.patch_embed) is not PatchEmbed
+        or any(type(block) is not timm_vit.Block or type(block.attn) is not TimmAttention for block in source.blocks)
     ):
-        raise ValueError(f"name: expected a timm VisionTransformer of plain Block and Attention layers, got {name!r}")
+        raise ValueError(
+            f"name: expected a timm VisionTransformer of plain PatchEmbed, Block and Attention layers, got {name!r}"
+        )
     model = VisionTransformer(source, attention, latent_dim, hidden_dim, impl)
     if pretrained is True:
         load_backbone(model, timm.create_model(name, pretrained=True).state_dict())

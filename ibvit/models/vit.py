@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -131,7 +132,7 @@ class VisionTransformer(nn.Module):
         if key is None and self.attention == "ib":
             key = self.noise_key.clone()  # the backward pass still needs this step's key when the next one has begun
             self.noise_key[1] += 1
-        x = self.patch_embed(images)
+        x = self._embed(images)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.norm_pre(self.patch_drop(self.pos_drop(x)))
@@ -165,6 +166,14 @@ class VisionTransformer(nn.Module):
         """The vote of each patch, ``[B, N, classes]``; their mean over N is the logits."""
         tokens, _ = self.forward_features(images, key)
         return self.head(self.head_drop(tokens))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Patches as tokens ``[B, N, C]``: a convolution whose stride is its kernel is one matrix product."""
+        (rows, columns), (height, width) = self.grid_size, self.patch_size
+        whole = images[:, :, : rows * height, : columns * width].unflatten(3, (columns, width))
+        patches = whole.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        proj = self.patch_embed.proj
+        return self.patch_embed.norm(F.linear(patches, proj.weight.flatten(1), proj.bias))
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.patch_embed.proj.in_channels, *self.image_size)

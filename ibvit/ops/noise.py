@@ -58,12 +58,6 @@ def evaluation_key(
     return noise_key(seed, EVALUATION_STEP + repeat, first_sample, device)
 
 
-def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32×32-bit product; int64 wraps, and the mask undoes the sign extension."""
-    product = word * multiplier
-    return (product >> 32) & _WORD, product & _WORD
-
-
 def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10: four 32-bit words (held in int64) for a 128-bit counter and a 64-bit key.
 
@@ -77,13 +71,19 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor | int]) -> tuple[
         ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return c0, c1, c2, c3
+    schedule = [_round_keys(word, weyl, c0.device) for word, weyl in zip(key, _WEYL, strict=True)]
+    for k0, k1 in zip(*schedule, strict=True):
+        # A product of 32-bit words wraps in int64. Its high half is masked, which undoes the sign extension; its low
+        # half is only ever combined with xor before it is masked in turn, so it may carry the high bits along.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = ((product1 >> 32) ^ (c1 ^ k0)).bitwise_and_(_WORD), product1
+        c2, c3 = ((product0 >> 32) ^ (c3 ^ k1)).bitwise_and_(_WORD), product0
+    return c0, c1 & _WORD, c2, c3 & _WORD
+
+
+def _round_keys(word: Tensor | int, weyl: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Key word of each round."""
+    return ((word + weyl * torch.arange(_ROUNDS, device=device)) & _WORD).unbind()
 
 
 def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:

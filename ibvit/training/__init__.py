@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ def train(config: TrainConfig) -> Path:
     state = _state_to_resume(config)
     with Processes.from_environment(config.device) as processes:
         make_deterministic(config.seed)
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
         arguments = architecture(config, recipe, len(data.classes))
         pretrained = config.pretrained if config.pretrained and state is None else False
@@ -107,6 +111,14 @@ def make_deterministic(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # else each new tensor is first filled with NaN
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: every step asks for the same blocks, and the system clears new pages each time."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 32 << 20)  # bytes; the most that it takes
+        libc.mallopt(m_trim_threshold, 1 << 30)
 
 
 def _announce(trainer: Trainer, details: dict[str, Any]) -> None:

@@ -26,15 +26,9 @@ def parameter_groups(model: VisionTransformer, weight_decay: float) -> list[dict
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(
-    model: VisionTransformer, lr: float, weight_decay: float, capturable: bool = False
-) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999), one fused kernel a group.
-
-    Args:
-        capturable: keep the learning rate on the device, where a replayed CUDA graph reads it.
-    """
-    groups = parameter_groups(model, weight_decay)
+def build_optimizer(model: VisionTransformer, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW(0.9, 0.999), one fused kernel a group. On a GPU the learning rate is a tensor there: graphs read it."""
+    groups, device = parameter_groups(model, weight_decay), model.noise_key.device
     for group in groups:
-        group["lr"] = torch.full((), lr, device=model.noise_key.device) if capturable else lr
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True, capturable=capturable)
+        group["lr"] = torch.full((), lr, device=device) if device.type == "cuda" else lr
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)

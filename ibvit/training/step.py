@@ -40,9 +40,11 @@ class TrainStep:
         if config.cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph: expected a CUDA device, got {self.device}")
         self.amp = amp_dtype(config.amp, self.device)
-        self.net = _wrap(Objective(model, config.kl_reduction, self.amp), config, processes)
+        self.graph = _Graph(self) if config.cuda_graph else None
+        with nullcontext() if self.graph is None else torch.cuda.stream(self.graph.stream):
+            self.net = _wrap(Objective(model, config.kl_reduction, self.amp), config, processes)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16)
-        self.optimizer = build_optimizer(model, config.lr, config.weight_decay, capturable=config.cuda_graph)
+        self.optimizer = build_optimizer(model, config.lr, config.weight_decay)
         self.beta = torch.zeros((), device=self.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
@@ -50,7 +52,6 @@ class TrainStep:
         micro = share // config.accumulate
         first = [processes.rank * share + part * micro for part in range(config.accumulate)]
         self.keys = [ops.noise_key(config.seed, 0, sample, self.device) for sample in first]
-        self.graph: _Graph | None = _Graph(self) if config.cuda_graph else None
 
     def __call__(self, batch: Batch, lr: float, beta: float) -> None:
         self.beta.fill_(beta)
@@ -111,10 +112,13 @@ class _Graph:
 
     All of them are steps of training, so nothing has to be undone after the warm-up, and replays launch the kernels
     that the first steps launched: a run that goes on after an interruption is the same run.
+
+    Attributes:
+        stream: where the first steps run and DDP is set up; the default stream cannot be captured.
     """
 
     def __init__(self, step: TrainStep) -> None:
-        self.step = step
+        self.step, self.stream = step, torch.cuda.Stream()
         self.inputs: tuple[Tensor, ...] = ()
         self.remaining = _GRAPH_WARMUP
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -126,15 +130,17 @@ class _Graph:
             own.copy_(part, non_blocking=True)
         if self.remaining > 0:
             self.remaining -= 1
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 self.step.run(*self.inputs)
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self.stream)
             return
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            for group in self.step.optimizer.param_groups:
+                group["capturable"] = True  # of a fused optimiser only this flag is asked for
+            # Loaders copy in threads of their own meanwhile: only this thread must keep from synchronising.
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.step.run(*self.inputs)
         self.graph.replay()
 

@@ -10,7 +10,8 @@ import torch
 
 from ibvit.training import train
 from ibvit.training.checkpoint import read_checkpoint
-from tests.training.runs import SMALL, curve, elsewhere
+from ibvit.training.distributed import Processes
+from tests.training.runs import SMALL, curve, elsewhere, make_trainer
 
 pytestmark = pytest.mark.gpu
 ON_GPU = replace(SMALL, device="cuda", amp="off")
@@ -33,7 +34,45 @@ def test_mixed_precision_follows_float32(amp):
     np.testing.assert_allclose(mixed, plain, rtol=0.05)
 
 
-@pytest.mark.parametrize("options", [{}, {"amp": "fp16"}, {"compile": True}], ids=["float32", "fp16", "compiled"])
+WAYS = {
+    "compiled": {"compile": True},
+    "graph": {"cuda_graph": True},
+    "compiled graph": {"compile": True, "cuda_graph": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize(("amp", "rtol"), [("off", 0.02), ("bf16", 0.1)])
+def test_every_way_to_run_a_step_follows_the_reference_over_200_steps(way, impl, amp, rtol):
+    config = replace(ON_GPU, batch_size=48, impl="reference", amp=amp)
+    plain = np.array(curve(config, 200))
+    other = np.array(curve(replace(config, impl=impl, **WAYS[way]), 200))
+    np.testing.assert_allclose(other[:20], plain[:20], rtol=rtol)
+    # Rounding spreads: later single steps may differ more than their average.
+    np.testing.assert_allclose(other[20:].reshape(6, 30, 2).mean(1), plain[20:].reshape(6, 30, 2).mean(1), rtol=rtol)
+
+
+def test_a_replayed_step_is_the_plain_step_bit_for_bit():
+    plain, graph = (curve(replace(ON_GPU, batch_size=48, cuda_graph=way), 40) for way in (False, True))
+    assert plain == graph
+
+
+def test_a_graph_draws_fresh_noise():
+    """The same images each time: without fresh noise every replay would price them alike at a learning rate of 0."""
+    with Processes.from_environment("cuda") as alone:
+        trainer = make_trainer(replace(ON_GPU, batch_size=48, cuda_graph=True), alone)
+        batch = next(iter(trainer.data.train.epoch(0)))
+        losses = []
+        for _ in range(16):
+            before = trainer.step.sums[0].clone()
+            trainer.step(batch, lr=0.0, beta=0.0)
+            losses.append(float(trainer.step.sums[0] - before))
+    assert trainer.step.graph.graph is not None
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("options", [{}, {"amp": "fp16"}, *WAYS.values(), {"cuda_graph": True, "amp": "fp16"}], ids=str)
 def test_a_run_that_goes_on_is_the_same_run(options, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(elsewhere(ON_GPU, whole, **options))
