@@ -64,8 +64,8 @@ class Write(nn.Module):
         self.block = problem.block
 
     def forward(self, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        params = BottleneckParams(*self.params[:8])
-        return ops.bottleneck_write(y, params, self.params[8], self.params[9], key, self.block, impl="triton")
+        *inner, proj_weight, proj_bias = list(self.params)  # torch.compile of 2.11 knows no slice of a ParameterList
+        return ops.bottleneck_write(y, BottleneckParams(*inner), proj_weight, proj_bias, key, self.block, impl="triton")
 
     def step(self, y: Tensor, key: Tensor) -> list[Tensor]:
         """Outputs, and the gradient of each parameter of a loss of both."""
