@@ -158,6 +158,13 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
     ]
 
 
+def as_rows(result: Spectrum) -> list[dict[str, Any]]:
+    """The table behind Fig. 1b for JSON, which has no infinity: null nats where attention is full."""
+    columns = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in result.columns().items()}
+    columns["nats per patch"] = [value if np.isfinite(value) else None for value in columns["nats per patch"]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def explore(data: str, planned: list[SweepRun], out: Path, jobs: int) -> tuple[list[Records], Spectrum]:
     """Train, record, draw and report one data set."""
     failed = train_missing(planned, jobs)
@@ -190,8 +197,7 @@ def main(out: Path = Path("spectrum"), jobs: int = 2) -> None:
         planned = plan(chosen.betas, chosen.seeds, ["none", "full"], chosen.train, out / "runs")
         trained += sum(not run.finished for run in planned)
         runs, result = explore(data, planned, out, jobs)
-        columns = result.columns()
-        document["data"][data] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        document["data"][data] = as_rows(result)
         if data == "repetition":
             findings = check_spectrum(result, chosen.seeds) + check_survivors(runs, result, chosen.seeds)
     document["findings on repetition"] = [asdict(finding) for finding in findings]
@@ -199,7 +205,7 @@ def main(out: Path = Path("spectrum"), jobs: int = 2) -> None:
     earlier = json.loads(path.read_text())["calls"] if path.exists() else []
     minutes = {"wall clock": (time.monotonic() - start) / 60, "processors": sum(os.times()[:4]) / 60}
     document["calls"] = [*earlier, {"runs trained": trained, "minutes": minutes}]
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=lambda value: value.item()) + "\n")
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     for finding in findings:
         print(f"{'holds' if finding.holds else 'DOES NOT HOLD'}: {finding.claim}: {json.dumps(finding.measured)}")
     print(f"findings: {path}")

@@ -44,7 +44,7 @@ def _draw_shifts(axes: Any, result: CopyPaste, k: int) -> None:
             rasterized=True,
         )
     axes.axhline(0, color="0.5", lw=0.6, zorder=0)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel("$μ_0$")
     axes.set_title(f"{result.run['label']}, head {result.heads[k]}")
 

@@ -1,13 +1,14 @@
 """The checks of `make spectrum`: they hold on a spectrum as the paper describes it, and fail on others."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import spectrum as command
-from benchmarks.spectrum import PLANS, check_spectrum, check_survivors
+from benchmarks.spectrum import PLANS, as_rows, check_spectrum, check_survivors
 from ibvit.analysis.records import Records, RunIdentity
 from ibvit.analysis.spectrum import Spectrum, spectrum
 
@@ -38,6 +39,14 @@ def test_they_hold_on_such_a_spectrum() -> None:
     assert abs(measured["points per factor e"] - 10 / np.log(10)) < 1e-9
 
 
+def test_what_is_written_is_json(spectrum_runs: list[Records]) -> None:
+    rows = as_rows(spectrum(spectrum_runs))
+    assert [row["beta"] for row in rows] == ["", 10.0, 10.0, 1.0, ""]
+    assert [row["nats per patch"] is None for row in rows] == [False] * 4 + [True]
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    json.dumps([asdict(finding) for finding in check_spectrum(AS_IN_THE_PAPER, (0,))], allow_nan=False)
+
+
 def test_each_fails_where_it_should() -> None:
     assert holds(replace(AS_IN_THE_PAPER, nats_per_patch=np.array([0, 1.0, 0.1, 10.0, np.inf])))[0] is False
     assert holds(replace(AS_IN_THE_PAPER, accuracy=np.array([0.5, 0.8, 0.7, 0.6, 1.0])))[1] is False
@@ -53,7 +62,9 @@ def survivors(
     probe = SimpleNamespace(copies=np.array([4, 16]), shift=moved, effect=lambda: moved.mean(axis=2))
     monkeypatch.setattr(command, "copy_paste", lambda run, names: probe)
     result = replace(spectrum(runs), accuracy=np.array(accuracy))
-    return [finding.holds for finding in check_survivors(runs, result, (0, 1))]
+    found = check_survivors(runs, result, (0, 1))
+    json.dumps([asdict(finding) for finding in found], allow_nan=False)
+    return [finding.holds for finding in found]
 
 
 def test_survivors(spectrum_runs: list[Records], monkeypatch: pytest.MonkeyPatch) -> None:
