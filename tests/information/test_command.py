@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import ibvit
-from ibvit import cli
 from ibvit.analysis.records import Records
 from tests.analysis.constructed import write_run
+
+cli = pytest.importorskip("ibvit.cli", reason="the command line needs tyro", exc_type=ImportError)
 
 
 @pytest.fixture(autouse=True)
