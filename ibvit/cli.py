@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import tyro
 
-from ibvit.config import TrainConfig
+from ibvit.config import LoaderName, TrainConfig
 from ibvit.data.commands import DataCommand
 
 app = tyro.extras.SubcommandApp()
@@ -43,7 +43,14 @@ def _train(config: TrainConfig) -> None:
 
 
 @app.command(name="eval")
-def evaluate(run: Path, repeats: int = 10, noise: Literal["sample", "mean"] = "sample", seed: int = 0) -> None:
+def evaluate(
+    run: Path,
+    repeats: int = 10,
+    noise: Literal["sample", "mean"] = "sample",
+    seed: int = 0,
+    data: str | None = None,
+    loader: LoaderName | None = None,
+) -> None:
     """Validate a run's model: accuracy (mean and s.d. over noisy passes) and information.
 
     Args:
@@ -51,10 +58,12 @@ def evaluate(run: Path, repeats: int = 10, noise: Literal["sample", "mean"] = "s
         repeats: noisy passes over the validation set.
         noise: sample draws z as in training; mean sends μ.
         seed: of the noise.
+        data: the data set where it is now (default: the run's).
+        loader: of its images (default: the run's).
     """
     from ibvit.training.commands import evaluate_run
 
-    print(evaluate_run(run, repeats=repeats, noise=noise, seed=seed))
+    print(evaluate_run(run, repeats=repeats, noise=noise, seed=seed, data=data, loader=loader))
 
 
 @app.command(name="env")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+LoaderName = Literal["auto", "dali", "torchvision"]
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -71,7 +73,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimiser steps in all; the schedules stay those of --epochs."""
 
-    loader: Literal["auto", "dali", "torchvision"] = "auto"
+    loader: LoaderName = "auto"
     """Loader of image folders; auto: DALI where it can be imported."""
     cache: Literal["auto", "gpu", "ram", "off"] = "auto"
     """Where decoded images of a folder are kept between epochs."""

@@ -77,11 +77,9 @@ def apply_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
         >>> config.image_size, config.beta_warmup_epochs
         (8, 3.0)
     """
-    name = config.recipe
-    if name is None:
-        if config.data not in ("digits", "repetition") and not Path(config.data).is_dir():
-            raise ValueError(f"data: expected digits, repetition, or an existing folder, got {config.data!r}")
-        name = config.data if config.data in RECIPES else "imagenet100"
+    if config.data not in ("digits", "repetition") and not Path(config.data).is_dir():
+        raise ValueError(f"data: expected digits, repetition, or an existing folder, got {config.data!r}")
+    name = config.recipe or (config.data if config.data in RECIPES else "imagenet100")
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     recipe = RECIPES[name]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ibvit.config import LoaderName
 from ibvit.data.build import build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.information.backends import why_missing
@@ -22,9 +24,17 @@ from ibvit.training.step import amp_dtype
 
 
 def evaluate_run(
-    run_dir: Path, *, repeats: int = 10, noise: Literal["sample", "mean"] = "sample", seed: int = 0
+    run_dir: Path,
+    *,
+    repeats: int = 10,
+    noise: Literal["sample", "mean"] = "sample",
+    seed: int = 0,
+    data: str | None = None,
+    loader: LoaderName | None = None,
 ) -> str:
     """Validate a run's model and give the result as JSON; it is also written to ``evaluation.json`` in the folder.
+
+    ``data`` and ``loader`` take the place of the run's own, where its data have moved or DALI is missing.
 
     Raises:
         FileNotFoundError: the folder is not that of a finished run.
@@ -32,15 +42,20 @@ def evaluate_run(
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    config, _ = apply_recipe(stored_config(run_dir))
+    stored = stored_config(run_dir)
+    config, _ = apply_recipe(replace(stored, data=data or stored.data, loader=loader or stored.loader))
     with Processes.from_environment(config.device) as processes:
         model = load(run_dir).to(processes.device)
-        data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
+        built = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
         amp = amp_dtype(config.amp, processes.device)
         try:
-            result = evaluate(model, data.val, processes, repeats=repeats, noise=noise, seed=seed, amp=amp)
+            if len(built.classes) != model.num_classes:
+                raise ValueError(
+                    f"data: expected the run's {model.num_classes} classes, found {len(built.classes)} in {config.data}"
+                )
+            result = evaluate(model, built.val, processes, repeats=repeats, noise=noise, seed=seed, amp=amp)
         finally:
-            data.close()
+            built.close()
     text = json.dumps({"noise": noise, "seed": seed} | result.as_dict(), indent=2)
     if processes.is_main:
         (run_dir / "evaluation.json").write_text(text + "\n")

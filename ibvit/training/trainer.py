@@ -152,7 +152,7 @@ class Trainer:
         if self.device.type == "cuda":
             line["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self.data.bad is not None:
-            line["replaced_images"] = self.data.bad.replaced
+            line["replaced_images"] = int(self.processes.sum(torch.tensor(self.data.bad.replaced, device=self.device)))
         finished = self.progress.step_in_epoch == self.steps_per_epoch
         if self._is_due(self.progress.epoch, finished):
             result = self.evaluate(self.config.eval_repeats)
