@@ -32,6 +32,7 @@ _library.define(
     f"bottleneck_backward(Tensor d_update, Tensor d_kl, Tensor y, {_PARAMS}, Tensor weights, Tensor biases, "
     "Tensor key, int block) -> (Tensor d_y, Tensor d_inner, Tensor d_w4, Tensor d_b4, Tensor d_proj_weight)"
 )
+_FORWARD = torch.ops.ibvit.bottleneck_forward.default
 
 
 def fused_write(
@@ -121,8 +122,7 @@ class _Differentiable(torch.autograd.Function):
 
 def _below_autograd(keyset: Any, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
     with torch._C._AutoDispatchBelowAutograd():
-        forward = torch.ops.ibvit.bottleneck_forward.default
-        return forward.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+        return _FORWARD.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 
 
 def _with_autograd(keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
