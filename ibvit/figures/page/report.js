@@ -77,7 +77,7 @@ function drawSpectrum() {
   const finite = data.runs.filter((entry) => entry.attention === "ib" && entry.nats > 0).map((entry) => entry.nats);
   const low = finite.length ? Math.min(...finite) : 0.1, high = finite.length ? Math.max(...finite) : 10;
   const x = { low: low / 8, high: high * 8, log: true, label: "nats per patch (left: no attention, right: full attention)" };
-  const accuracies = data.runs.map((entry) => 100 * entry.accuracy);
+  const accuracies = data.runs.flatMap((entry) => [-1, 1].map((side) => 100 * (entry.accuracy + side * entry.accuracyStd)));
   const margin = 0.1 * (Math.max(...accuracies) - Math.min(...accuracies)) + 0.5;
   const y = { low: Math.min(...accuracies) - margin, high: Math.max(...accuracies) + margin, label: "accuracy (%)" };
   const { svg, place } = chart(560, 250, x, y);
