@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 train: $(READY)
 	$(PY) train.py $(ARGS)
 
-# Lint, types, and the whole suite. Each worker computes on one thread.
+# Lint, types, and the whole suite, benchmarks at toy size included. Each worker computes on one thread.
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
@@ -23,12 +23,13 @@ lint: $(READY)
 spectrum: $(READY)
 	$(PY) benchmarks/spectrum.py
 
-# On a machine with a GPU: its tests, then the kernels' benchmarks. Needs torch, torchvision, triton, timm, numpy,
+# On a machine with a GPU: its tests, then the benchmarks. Needs torch, torchvision, triton, timm, numpy,
 # scikit-learn, pytest and pytest-benchmark, and no installation: GPU_PYTHON names the interpreter that has them.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu:
 	$(GPU_PYTHON) -m pytest -m gpu tests/ops tests/kernels tests/information tests/training/test_gpu.py
-	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py benchmarks/test_mixture_gpu.py
+	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py benchmarks/test_mixture_gpu.py benchmarks/test_train.py \
+		benchmarks/test_scaling.py
 
 $(READY): pyproject.toml $(wildcard csrc/*)
 	@if command -v uv >/dev/null; then \

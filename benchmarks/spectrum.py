@@ -48,7 +48,7 @@ PLANS = {
     "repetition": Plan(
         betas=(10.0, 2.0, 1.0, 0.1, 0.0),
         seeds=(0, 1),
-        train=replace(SMALL, data="repetition", epochs=8, beta_warmup_epochs=8),
+        train=replace(SMALL, data="repetition", epochs=10, beta_warmup_epochs=10),
     ),
     "digits": Plan(
         betas=(10.0, 1.0, 0.1, 0.0),

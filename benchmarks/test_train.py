@@ -28,7 +28,7 @@ import torch
 
 import ibvit
 from benchmarks.per_head_loop import per_head_loop
-from benchmarks.step_graph import TENSOR_FLOPS
+from benchmarks.step_graph import TENSOR_FLOPS, eager_launches, fused_launches, trace
 from ibvit.config import TrainConfig
 from ibvit.data.types import Batch
 from ibvit.training import make_deterministic
@@ -183,6 +183,22 @@ def kernels(run: Running) -> list[Any]:
         run()
     wanted = torch.autograd.DeviceType.CUDA if GPU else torch.autograd.DeviceType.CPU
     return [event for event in profile.events() if event.device_type == wanted]
+
+
+def test_counts_are_those_of_the_definition() -> None:
+    """One block: FLOP as worked out by hand, fusing moves less, and the fused kernels less again."""
+    tokens, width, mlp, patch = 196, 192, 768, 768
+    products = tokens * (3 * width * width + width * width + 2 * width * mlp)
+    attention = tokens * tokens * width
+    embedding, head = tokens * patch * width, width * CLASSES
+    expected = 2.0 * (3 * products + (2 + 5) * attention + 2 * embedding + 3 * head)
+    eager = eager_launches(trace("full", 2, fuse=False, depth=1))
+    assert sum(launch.flops for launch in eager) == pytest.approx(2 * expected, rel=1e-6)
+    fused = fused_launches(trace("full", 2, fuse=True, depth=1))
+    assert sum(launch.flops for launch in fused) == sum(launch.flops for launch in eager)
+    assert sum(launch.bytes for launch in fused) < sum(launch.bytes for launch in eager)
+    plain, ours = (fused_launches(trace("ib", 2, fuse=True, depth=1, impl=impl)) for impl in ("reference", "triton"))
+    assert sum(launch.bytes for launch in ours) < sum(launch.bytes for launch in plain)
 
 
 def test_profile(record: dict[str, Any]) -> None:
