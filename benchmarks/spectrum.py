@@ -76,6 +76,11 @@ def of_seed(result: Spectrum, seed: int) -> np.ndarray:
     return np.array([k for k, run in enumerate(result.runs) if run["beta"] is not None and run["seed"] == seed])
 
 
+def _trend(values: list[int]) -> float:
+    """Rank correlation with their order."""
+    return float(spearmanr(np.arange(len(values)), values).statistic)
+
+
 def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
     """Information, accuracy and active heads along β, in each seed."""
     rows = {seed: of_seed(result, seed) for seed in seeds}
@@ -98,8 +103,10 @@ def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
             {"points per factor e": 100 * slope, "standard error": 100 * error, "rank correlation": rank},
         ),
         Finding(
-            "the number of active heads falls with β",
-            all(np.all(np.diff(values) >= 0) and values[0] < values[-1] for values in active.values()),
+            # One patch of 72,000 makes a head active: that count follows β only roughly, so it is asked for its trend.
+            "the number of active heads falls with β, and steadily that of heads that speak",
+            all(values[0] < values[-1] and _trend(values) > 0 for values in active.values())
+            and all(values[0] < values[-1] and np.all(np.diff(values) >= 0) for values in speaking.values()),
             {"beta": betas, "active heads by seed": active, "of these speak": speaking},
         ),
     ]

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import ibvit
 from ibvit.config import TrainConfig
@@ -96,8 +95,7 @@ def measure(batch: int, out: Path) -> None:
 
 
 def without_reduction(step: TrainStep) -> AbstractContextManager[Any]:
-    net = getattr(step.net, "_orig_mod", step.net)
-    return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+    return getattr(step.net, "no_sync", nullcontext)()
 
 
 def seconds_a_step(

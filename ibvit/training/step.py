@@ -69,9 +69,8 @@ class TrainStep:
         """The device's part: nothing in here depends on a number that the host would have to read."""
         parts = zip(images.chunk(len(self.keys)), labels.chunk(len(self.keys)), self.keys, strict=True)
         for at, (some_images, some_labels, key) in enumerate(parts, start=1):
-            last = at == len(self.keys)
-            hold = nullcontext() if last or not isinstance(self.net, DistributedDataParallel) else self.net.no_sync()
-            with hold:
+            hold_gradients = nullcontext if at == len(self.keys) else getattr(self.net, "no_sync", nullcontext)  # DDP's
+            with hold_gradients():
                 loss = self.net(some_images, some_labels, key, self.beta)
                 self.scaler.scale(loss.total / len(self.keys)).backward()
             with torch.no_grad():
