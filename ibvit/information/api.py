@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
 
 from ibvit.information import estimation
+from ibvit.information.backends import Impl
 from ibvit.information.channel import Array, Channel, make_channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
-from ibvit.information.estimation import Keywords, Options
+from ibvit.information.estimation import Method, Options
 
 Parameters = tuple[Array, Array]  # mu and logvar, each [M, d]
 
 
-def mutual_information(mu: Array, logvar: Array, **options: Unpack[Keywords]) -> Estimate:
+def mutual_information(
+    mu: Array,
+    logvar: Array,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    method: Method = "auto",
+    tolerance: float = 1e-3,
+    idle_nats: float = 1e-4,
+    impl: Impl = "auto",
+    threads: int | None = None,
+) -> Estimate:
     """I(X;U) in nats between a uniform input x and u ~ N(mu[x], exp(logvar[x])) (paper, Eq. 4).
 
     Args:
         mu, logvar: `[M, d]`, float32 or float64, torch (CPU or CUDA) or numpy (memory-mapped too); logvar is ln σ².
-        options: `samples`, `seed`, `method`, `tolerance`, `idle_nats`, `impl`, `threads`, see `Options`.
+        samples, seed, method, tolerance, idle_nats, impl, threads: see `Options`.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
@@ -31,11 +42,22 @@ def mutual_information(mu: Array, logvar: Array, **options: Unpack[Keywords]) ->
         >>> round(estimate.bits, 6), estimate.method
         (1.0, 'quadrature')
     """
-    chosen = Options(**options)
-    return estimation.information(make_channel(mu, logvar, chosen.idle_budget), chosen)
+    options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
+    return estimation.information(make_channel(mu, logvar, options.idle_budget), options)
 
 
-def nmi(first: Parameters, second: Parameters, **options: Unpack[Keywords]) -> Estimate:
+def nmi(
+    first: Parameters,
+    second: Parameters,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    method: Method = "auto",
+    tolerance: float = 1e-3,
+    idle_nats: float = 1e-4,
+    impl: Impl = "auto",
+    threads: int | None = None,
+) -> Estimate:
     """NMI(U,V) = I(U;V) / √(I(U;U′) I(V;V′)) of two channels over the same inputs (paper, Eq. 5 and 6).
 
     U′ and V′ are second, independent draws from the same channels, so I(U;U′) = 2 I(X;U) − I(X;U,U′). NMI is 1 for a
@@ -43,7 +65,7 @@ def nmi(first: Parameters, second: Parameters, **options: Unpack[Keywords]) -> E
 
     Args:
         first, second: (mu, logvar), each `[M, d]` as in `mutual_information`; M is common, d need not be.
-        options: see `Options`.
+        samples, …, threads: see `Options`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `mutual_information`.
@@ -54,15 +76,24 @@ def nmi(first: Parameters, second: Parameters, **options: Unpack[Keywords]) -> E
         >>> round(nmi((mu, np.full((500, 1), -2.0)), (-mu, np.full((500, 1), -2.0))).value, 6)
         1.0
     """
-    chosen = Options(**options)
-    channels = _make_channels({"first": first, "second": second}, chosen)
-    matrix = estimation.nmi_matrix(channels[:1], channels[1:], chosen)
+    options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
+    channels = _make_channels({"first": first, "second": second}, options)
+    matrix = estimation.nmi_matrix(channels[:1], channels[1:], options)
     value, stderr, bound = (float(array[0, 0]) for array in matrix[:3])
     return Estimate(value, stderr, bound, matrix.samples, matrix.method, matrix.seconds)
 
 
 def nmi_matrix(
-    channels: Sequence[Parameters], others: Sequence[Parameters] | None = None, **options: Unpack[Keywords]
+    channels: Sequence[Parameters],
+    others: Sequence[Parameters] | None = None,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    method: Method = "auto",
+    tolerance: float = 1e-3,
+    idle_nats: float = 1e-4,
+    impl: Impl = "auto",
+    threads: int | None = None,
 ) -> EstimateMatrix:
     """NMI of every channel with every other, in shared passes over the components.
 
@@ -72,8 +103,8 @@ def nmi_matrix(
     Args:
         channels: (mu, logvar) of each, over the same M inputs.
         others: columns of the matrix; None: `channels` again, and the diagonal is exactly 1.
-        options: see `Options`; with `method="auto"`, the pairs that quadrature can do are integrated and the rest are
-            sampled together.
+        samples, …, threads: see `Options`; with `method="auto"`, the pairs that quadrature can do are integrated and
+            the rest are sampled together.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `mutual_information`.
@@ -86,14 +117,14 @@ def nmi_matrix(
         >>> matrix.value.shape, bool((matrix.value.diagonal() == 1).all())
         ((3, 3), True)
     """
-    chosen = Options(**options)
+    options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
     named = {f"channels[{i}]": parameters for i, parameters in enumerate(channels)}
     if not named or (others is not None and not len(others)):
         raise ValueError(f"{'others' if named else 'channels'}: expected at least one channel, got none")
     named |= {f"others[{i}]": parameters for i, parameters in enumerate(others or ())}
-    made = _make_channels(named, chosen)
+    made = _make_channels(named, options)
     rows, columns = made[: len(channels)], made[len(channels) :]
-    return estimation.nmi_matrix(rows, columns if others is not None else None, chosen)
+    return estimation.nmi_matrix(rows, columns if others is not None else None, options)
 
 
 def _make_channels(named: dict[str, Parameters], options: Options) -> list[Channel]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -25,18 +25,6 @@ BATCHES = 128  # independent repetitions that an error comes from: enough for ±
 PILOT_BATCHES, PILOT_DRAWS = 32, 128  # to learn how far off the tolerance is
 MAX_SAMPLES = 20_000_000  # where the search for a tolerance gives up: the paper's number
 Reduce = Callable[[Replicates], tuple[Tensor, Tensor]]
-
-
-class Keywords(TypedDict, total=False):
-    """The fields of `Options`, as keyword arguments."""
-
-    samples: int | None
-    seed: int
-    method: Method
-    tolerance: float
-    idle_nats: float
-    impl: Impl
-    threads: int | None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import ibvit
 from ibvit.information.backends import open_mixture
 from ibvit.information.channel import make_channel
 from ibvit.information.estimate import Estimate
-from ibvit.information.estimation import BATCHES
+from ibvit.information.estimation import BATCHES, Options
 from ibvit.information.sampling import Plan, Replicates, Sampler
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 from tests.information import truth
@@ -204,3 +206,10 @@ def test_jackknife_of_a_linear_statistic_is_the_error_of_the_mean() -> None:
     assert value.item() == pytest.approx(terms[:, 2].mean().item())
     assert error.item() == pytest.approx(terms[:, 2].std().item() / math.sqrt(50))
     assert mean_and_error(replicates)[1].tolist() == pytest.approx([0, 0, error.item()])
+
+
+@pytest.mark.parametrize("function", [ibvit.mutual_information, ibvit.nmi, ibvit.nmi_matrix])
+def test_options_are_named_alike_with_the_same_defaults(function) -> None:
+    parameters = inspect.signature(function).parameters
+    stated = {name: each.default for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert stated == {field.name: field.default for field in fields(Options)}
