@@ -141,7 +141,7 @@ def test_mistakes_are_named(images):
         ibvit.create_model("vit_minuscule")
     with pytest.raises(ValueError, match="timm cannot build 'resnet18' as a VisionTransformer"):
         ibvit.create_model("resnet18")
-    with pytest.raises(ValueError, match="expected a timm VisionTransformer of plain Block"):
+    with pytest.raises(ValueError, match="expected a timm VisionTransformer of plain PatchEmbed, Block"):
         ibvit.create_model("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ResPostBlock)
     with pytest.raises(ValueError, match="latent_dim: expected at least 1, got 0"):
         ibvit.create_model(latent_dim=0)

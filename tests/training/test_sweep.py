@@ -107,7 +107,8 @@ else: sys.exit('alone')
 def test_ctrl_c_reaches_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
     """As in a terminal: the signal goes to the whole group; the run saves and ends, the next one does not start."""
     program = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 from pathlib import Path
 from ibvit.training import sweep
 script = '''
