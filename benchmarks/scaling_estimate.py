@@ -10,9 +10,9 @@ all-reduce the backward pass does not hide. Nothing here is measured.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import ibvit
+from benchmarks.recording import RESULTS
 
 GAP = 2e-6  # seconds from one small kernel of a CUDA graph to the next
 BACKWARD = 2 / 3  # share of a step's compute behind which an all-reduce can hide
@@ -20,7 +20,7 @@ LAST_BUCKET = 0.1  # share of the gradients that is ready only when the backward
 # GPUs → (bus bandwidth in bytes/s for tens of megabytes, latency in seconds): NVLink in a node; 400 Gb/s a GPU between.
 LINKS = {1: (float("inf"), 0.0), 8: (250e9, 40e-6), 64: (100e9, 120e-6)}
 BATCHES = (256, 1024, 4096)
-COUNTS = Path(__file__).parent / "results" / "step-graph.json"
+COUNTS = RESULTS / "step-graph.json"
 
 
 def step_seconds(batch: int, gpus: int, counted: dict[str, float], optimizer: float, gradient_bytes: float) -> float:

@@ -18,7 +18,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,10 +29,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import flop_registry
 
 import ibvit
+from benchmarks.recording import COPY_BANDWIDTH, RESULTS, TENSOR_FLOPS
 from ibvit.ops import api
 from ibvit.training.objective import Objective
 
-COPY_BANDWIDTH, TENSOR_FLOPS = 4.3e12, 790e12  # bytes/s and bf16 FLOP/s
 EAGER_LAUNCH = 5e-6  # seconds of host time, the usual order of one eager operator
 LAUNCHES = {"bottleneck_forward": 2, "bottleneck_backward": 3}  # pack, forward; two backward launches, unmerge
 OPTIMIZER_BYTES = 28  # read p, g, m, v and write p, m, v, float32
@@ -315,7 +314,7 @@ def main(batch: int = 256) -> None:
     model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=100)
     parameters = sum(p.numel() for p in model.parameters())
     found["optimizer ms"] = 1e3 * OPTIMIZER_BYTES * parameters / COPY_BANDWIDTH
-    path = Path(__file__).parent / "results" / "step-graph.json"
+    path = RESULTS / "step-graph.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{path}")
 

@@ -11,11 +11,9 @@ code runs at toy size on the CPU, reference and loop only, and writes nothing: i
 from __future__ import annotations
 
 import itertools
-import json
 import platform
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ import triton
 from torch import Tensor
 
 from benchmarks.per_head_loop import per_head_loop
+from benchmarks.recording import COPY_BANDWIDTH, TENSOR_FLOPS, write_results
 from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
 from tests.ops.problem import Problem, make_problem, rms
 
@@ -34,8 +33,6 @@ BATCHES, TOKENS = ((64, 256, 1024), 196) if GPU else ((2,), 5)
 HEADS, WIDTH, HIDDEN, LATENT = 3, 64, 64, 32
 COLUMNS = HEADS * WIDTH
 ROTATION = 160 << 20  # bytes of inputs to walk through: more than three times an H200's L2
-COPY_BANDWIDTH, TENSOR_FLOPS = 4.3e12, 790e12  # an H200's, measured: what the share of the floor refers to
-RESULTS = Path(__file__).parent / "results"
 
 Write = Callable[[Problem], tuple[Tensor, Tensor]]
 
@@ -96,9 +93,7 @@ def record() -> Iterator[dict[str, Any]]:
     }
     yield found
     if GPU:
-        RESULTS.mkdir(exist_ok=True)
-        name = found["device"].lower().replace("nvidia ", "").replace(" ", "-")
-        (RESULTS / f"{name}-bottleneck.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_results(found, "bottleneck")
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import ibvit
+from benchmarks.recording import write_results
 from ibvit.config import TrainConfig
 from ibvit.data.types import Batch
 from ibvit.training import make_deterministic
@@ -37,7 +38,6 @@ SHARE, GLOBAL = (256, 256) if GPU else (4, 4)
 MODEL: dict[str, Any] = {} if GPU else {"depth": 2, "img_size": 32}
 WARMUP, ROUNDS, STEPS = (15, 5, 20) if GPU else (2, 2, 2)
 CLASSES = 100
-RESULTS = Path(__file__).parent / "results"
 
 
 def test_scaling(tmp_path: Path) -> None:
@@ -57,9 +57,7 @@ def test_scaling(tmp_path: Path) -> None:
         print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()))
         assert row["images/s"] > 0
     if GPU:
-        RESULTS.mkdir(exist_ok=True)
-        name = found["device"].lower().replace("nvidia ", "").replace(" ", "-")
-        (RESULTS / f"{name}-scaling.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_results(found, "scaling")
 
 
 def torchrun(count: int, batch: int, out: Path) -> dict[str, Any]:

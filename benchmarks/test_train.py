@@ -12,14 +12,12 @@ eager reference's. The fused kernels run only on a GPU: an interpreted step says
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,7 +26,8 @@ import torch
 
 import ibvit
 from benchmarks.per_head_loop import per_head_loop
-from benchmarks.step_graph import TENSOR_FLOPS, eager_launches, fused_launches, trace
+from benchmarks.recording import TENSOR_FLOPS, write_results
+from benchmarks.step_graph import eager_launches, fused_launches, trace
 from ibvit.config import TrainConfig
 from ibvit.data.types import Batch
 from ibvit.training import make_deterministic
@@ -43,7 +42,6 @@ CLASSES = 100
 WARMUP, ROUNDS, STEPS = (15, 7, 20) if GPU else (1, 1, 1)
 GFLOP = {"full": 7.60, "ib": 8.18}  # an image, forward and backward, as benchmarks/step_graph.py counts them
 TOLERANCE = 0.02  # of the loss after the warm-up's steps, bf16 against bf16
-RESULTS = Path(__file__).parent / "results"
 
 BASE = TrainConfig(epochs=1, lr=1e-3, warmup_epochs=0, beta_warmup_epochs=0, impl="reference")
 COMPILED = replace(BASE, compile=True)
@@ -128,13 +126,7 @@ def record() -> Iterator[dict[str, Any]]:
     for row in found["results"]:
         row["ratio to full, compiled"] = row["ms"] / baseline[row["batch"]]
         print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()))
-    write(found, "train")
-
-
-def write(found: dict[str, Any], what: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    name = found["device"].lower().replace("nvidia ", "").replace(" ", "-")
-    (RESULTS / f"{name}-{what}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_results(found, "train")
 
 
 @functools.cache
@@ -220,4 +212,4 @@ def test_profile(record: dict[str, Any]) -> None:
         for row in rows:
             print(f"  {row['ms']:8.3f} ms  {row['share']:5.1%}  {row['launches']:4d} x  {row['kernel'][:90]}")
         if GPU:
-            write({**record, "what": f"one step of {name}", "results": rows}, "profile")
+            write_results({**record, "what": f"one step of {name}", "results": rows}, "profile")

@@ -36,7 +36,7 @@ class TrainStep:
     def __init__(self, model: VisionTransformer, config: TrainConfig, processes: Processes) -> None:
         assert config.batch_size is not None
         assert config.lr is not None
-        self.config, self.processes, self.device = config, processes, processes.device
+        self.device = processes.device
         if config.cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph: expected a CUDA device, got {self.device}")
         self.amp = amp_dtype(config.amp, self.device)
