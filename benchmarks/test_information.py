@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import ibvit
-from ibvit_kernels import native
+from ibvit_kernels import library, mixture_native
 from tests.information import truth
 
 FULL = os.environ.get("IBVIT_BENCHMARK") == "full"
@@ -37,7 +37,7 @@ PATCHES = 980_000 if FULL else 2_000
 DIMS = [1, 16, 32]
 GATE = {"native": 1e-5, "keops": 1e-4, "torch": 1e-3, "float64": 1e-9}  # nats, rms; expanded squares are less exact
 HARDEST = {"native": 1.0, "keops": 0.25, "torch": 0.25, "float64": 0.02}  # share of PAIRS: slower ones get fewer
-pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=f"no CPU library: {native.why_absent()}")
+pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
 
 
 class Sums:
@@ -60,7 +60,7 @@ class Sums:
 
 
 def run_native(sums: Sums) -> Callable[[], np.ndarray]:
-    mixture = native.Mixture([sums.mu], [sums.logvar])
+    mixture = mixture_native.Mixture([sums.mu], [sums.logvar])
     none = np.empty((0, 2), np.int64)
     return lambda: mixture.log_sums([sums.u], [0], [sums.reference], none, threads=THREADS)[0][0]
 
@@ -108,7 +108,7 @@ def record() -> Iterator[dict[str, Any]]:
     result: dict[str, Any] = {
         "machine": _processor(),
         "threads": THREADS,
-        "instruction_set": native.instruction_sets()[0],
+        "instruction_set": library.instruction_sets()[0],
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "sums": [],
         "full_size": [],

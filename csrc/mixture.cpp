@@ -1,4 +1,4 @@
-// Choice of the instruction set, layout, threads, and the samples that float32 cannot be trusted with.
+// Layout, threads, and the samples that float32 cannot be trusted with.
 #include "mixture.h"
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-#include "mixture_tile.h"
+#include "instruction_sets.h"
 
 namespace {
 
@@ -24,31 +24,6 @@ constexpr int64_t kBlockBytes = 1 << 17;       // of packed components that stay
 constexpr int64_t kBlockComponents = 512;      // at most, between two float64 additions of a sample
 constexpr int64_t kTilesAtOnce = 8;            // tiles of samples that share a block while it is in the cache
 constexpr float kNowhere = -1e30f;             // log2 of the density of a padding component
-
-struct InstructionSet {
-  const char* name;
-  const Kernel* kernel;
-};
-
-std::vector<InstructionSet> available() {
-  std::vector<InstructionSet> sets;
-#if defined(IBVIT_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) sets.push_back({"avx512", &kAvx512});
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"avx2", &kAvx2});
-#endif
-#if defined(__ARM_NEON)
-  sets.push_back({"neon", &kPortable});
-#else
-  sets.push_back({"portable", &kPortable});
-#endif
-  return sets;
-}
-
-const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> sets = available();
-  return sets;
-}
 
 int64_t padded(int64_t components) {
   return (components + kComponentsAtOnce - 1) / kComponentsAtOnce * kComponentsAtOnce;
@@ -169,7 +144,7 @@ void sum_carefully(const Call& call, int64_t s) {
 }
 
 // Samples first ... first + count, at most kTilesAtOnce tiles, against all components.
-void sum_samples(const Call& call, const Kernel& kernel, int64_t first, int64_t count) {
+void sum_samples(const Call& call, const MixtureKernel& kernel, int64_t first, int64_t count) {
   const int32_t rows = call.columns + call.job.pairs;
   const int64_t tile = kernel.tile, tiles = (count + tile - 1) / tile;
   int64_t width = 0;
@@ -223,11 +198,6 @@ void sum_samples(const Call& call, const Kernel& kernel, int64_t first, int64_t 
 
 extern "C" {
 
-const char* ibvit_mixture_instruction_set(int32_t index) {
-  const auto& sets = instruction_sets();
-  return index >= 0 && index < int32_t(sets.size()) ? sets[index].name : nullptr;
-}
-
 int64_t ibvit_mixture_packed_size(int64_t components, int32_t dims) { return padded(components) * (2 * dims + 1); }
 
 int32_t ibvit_mixture_pack(
@@ -268,9 +238,9 @@ int32_t ibvit_mixture_log_sums(
     int64_t components, int64_t samples, int32_t columns, const int32_t* dims, const float* const* packed,
     const double* offset, const float* const* u, const double* const* reference, int32_t pairs, const int32_t* pair,
     double* single, double* pair_sums, int32_t threads, int32_t instruction_set) try {
-  const auto& sets = instruction_sets();
-  if (instruction_set < 0 || instruction_set >= int32_t(sets.size())) return IBVIT_NO_SUCH_INSTRUCTION_SET;
-  const Kernel& kernel = *sets[instruction_set].kernel;
+  const InstructionSet* set = ::instruction_set(instruction_set);
+  if (set == nullptr) return IBVIT_NO_SUCH_INSTRUCTION_SET;
+  const MixtureKernel& kernel = *set->mixture;
   const Call call{components, samples,   columns,                dims,   packed,
                   offset,     u,         reference,              {columns, pairs, pair},
                   single,     pair_sums};

@@ -8,18 +8,11 @@
 #ifndef IBVIT_MIXTURE_H
 #define IBVIT_MIXTURE_H
 
-#include <stdint.h>
+#include "library.h"
 
 #if defined(__cplusplus)
 extern "C" {
 #endif
-
-#define IBVIT_API __attribute__((visibility("default")))
-
-enum ibvit_status { IBVIT_OK = 0, IBVIT_OUT_OF_MEMORY = 1, IBVIT_NO_SUCH_INSTRUCTION_SET = 2 };
-
-// Names of the instruction sets that this machine can run, the fastest first; null past the last one.
-IBVIT_API const char* ibvit_mixture_instruction_set(int32_t index);
 
 // Number of floats that ibvit_mixture_pack writes.
 IBVIT_API int64_t ibvit_mixture_packed_size(int64_t components, int32_t dims);
@@ -48,7 +41,7 @@ IBVIT_API int32_t ibvit_mixture_log_sums(
     double* single,       // [columns, samples]
     double* pair_sums,    // [pairs, samples]
     int32_t threads,
-    int32_t instruction_set);  // index as above
+    int32_t instruction_set);
 
 #if defined(__cplusplus)
 }

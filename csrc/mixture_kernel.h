@@ -1,53 +1,23 @@
-// The inner loops, written once in GCC/Clang vector types and compiled once for each instruction set.
+// The inner loops of the mixture sums, compiled once for each instruction set (see vector.h).
 //
 // A translation unit defines IBVIT_LANES (floats a register) and IBVIT_KERNEL (the name of its Kernel) and includes
-// this file. Everything here has internal linkage, and nothing of the standard library is instantiated: an inline
-// function compiled for AVX-512 must never be the copy that the linker keeps for everybody.
+// this file.
 #ifndef IBVIT_MIXTURE_KERNEL_H
 #define IBVIT_MIXTURE_KERNEL_H
 
-#include <stdint.h>
-#include <string.h>
-
 #include "mixture_tile.h"
+#include "vector.h"
 
 namespace {
 
-constexpr int kLanes = IBVIT_LANES;
 constexpr int kVectors = 4;  // of samples in a tile
 constexpr int kTile = kLanes * kVectors;
 constexpr int kRows = 2;     // components at once: 8 accumulators, 4 broadcast parameters, one u, one scratch: 14 registers
 static_assert(kComponentsAtOnce % kRows == 0, "packed channels are padded to whole sub-tiles");
 
-typedef float Floats __attribute__((vector_size(4 * IBVIT_LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * IBVIT_LANES)));
-
-inline Floats load(const float* from) {
-  Floats value;
-  memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-inline void store(float* to, Floats value) { memcpy(to, &value, sizeof(value)); }
-
-inline Floats splat(float value) { return value - Floats{}; }
-
-// 2^y for y clamped to [kLowest, kHighest], with a relative error below 2.5e-7 (2^0 is exactly 1): 0.92e-7 of the
-// minimax polynomial of degree 5 on [-1/2, 1/2], the rest rounding. Adding 1.5 * 2^23 rounds y to an integer and leaves
-// that integer in the low bits, from where it is shifted into the exponent.
 inline Floats exp2_clamped(Floats y) {
-  const Floats lowest = splat(kLowest), highest = splat(kHighest), magic = splat(12582912.0f);
-  y = y > lowest ? y : lowest;
-  y = y < highest ? y : highest;
-  const Floats shifted = y + magic;
-  const Floats f = y - (shifted - magic);
-  Floats p = splat(0x1.5bba14p-10f);
-  p = p * f + 0x1.3cea88p-7f;
-  p = p * f + 0x1.c6b752p-5f;
-  p = p * f + 0x1.ebf9bcp-3f;
-  p = p * f + 0x1.62e42ap-1f;
-  p = p * f + 1.0f;
-  return (Floats)((Words)p + ((Words)shifted << 23));
+  y = y > splat(kLowest) ? y : splat(kLowest);
+  return exp2(y < splat(kHighest) ? y : splat(kHighest));
 }
 
 // Adds up one channel's terms for a tile of samples and `rows` components; with Keep, also leaves them in `terms`.
@@ -125,6 +95,6 @@ void sum_tile(const TileJob& job, int64_t first, int64_t count, const TileColumn
 
 }  // namespace
 
-const Kernel IBVIT_KERNEL = {kTile, sum_tile};
+const MixtureKernel IBVIT_KERNEL = {kTile, sum_tile};
 
 #endif

@@ -31,12 +31,12 @@ struct TileJob {
 
 // Adds the terms of components first ... first + count (whole sub-tiles) to sums [columns + pairs][tile]. Within a call
 // they are added up in float32, so a call covers some hundreds of components.
-struct Kernel {
+struct MixtureKernel {
   int32_t tile;  // samples
   void (*sum_tile)(
       const TileJob&, int64_t first, int64_t count, const TileColumn* columns, float* scratch, double* sums);
 };
 
-extern const Kernel kPortable, kAvx2, kAvx512;
+extern const MixtureKernel kPortableMixture, kAvx2Mixture, kAvx512Mixture;
 
 #endif

@@ -30,8 +30,8 @@ class TrainConfig:
     seed: int = 0
     """Seeds initialisation, order, augmentation and noise."""
 
-    impl: Literal["auto", "triton", "reference"] = "auto"
-    """Implementation of the bottleneck; auto: Triton on CUDA, the reference elsewhere."""
+    impl: Literal["auto", "triton", "native", "reference"] = "auto"
+    """Implementation of the bottleneck; auto: Triton on CUDA, the native library on the CPU, else the reference."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto: bf16 where the GPU has it, else fp16 with gradient scaling, off on a CPU."""
     compile: bool = False

@@ -99,9 +99,9 @@ def why_missing(impl: str) -> str | None:
     """Why a backend cannot be used, or None."""
     try:
         if impl == "native":
-            from ibvit_kernels import native
+            from ibvit_kernels import library
 
-            return native.why_absent()
+            return library.why_absent()
         from ibvit_kernels import mixture  # noqa: F401
     except ImportError as error:
         return str(error)
@@ -114,9 +114,9 @@ class NativeMixture:
     impl = "native"
 
     def __init__(self, channels: Sequence[Channel], threads: int | None) -> None:
-        from ibvit_kernels import native
+        from ibvit_kernels import mixture_native
 
-        self._sums = native.Mixture([c.mu.numpy() for c in channels], [c.logvar.numpy() for c in channels])
+        self._sums = mixture_native.Mixture([c.mu.numpy() for c in channels], [c.logvar.numpy() for c in channels])
         self._threads = threads or torch.get_num_threads()
         self._channels = channels
 

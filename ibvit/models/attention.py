@@ -92,7 +92,7 @@ class BottleneckAttention(Attention):
         block: index of the block, part of the address of its noise.
         latent_dim: r, dimensions of z.
         hidden_dim: h, width of encoder and decoder.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``, see :func:`ibvit.ops.bottleneck_write`.
+        impl: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``, see :func:`ibvit.ops.bottleneck_write`.
     """
 
     def __init__(

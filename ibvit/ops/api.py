@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ibvit.ops import reference
-from ibvit.ops.contracts import fused_write
+from ibvit.ops.contracts import NATIVE, TRITON
 from ibvit.ops.noise import MAX_BLOCKS
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
-Impl = Literal["auto", "triton", "reference"]
+Impl = Literal["auto", "triton", "native", "reference"]
+"""How the bottleneck is computed; see :func:`bottleneck_write`."""
+Chosen = Literal["triton", "native", "reference"]
 
 
 class UnavailableError(RuntimeError):
@@ -48,8 +50,9 @@ def bottleneck_write(
         proj_weight, proj_bias: the attention's output projection, ``[C, H·D]`` and ``[C]`` (``nn.Linear`` layout).
         key: noise key, int64 ``[3]`` on y's device, see :mod:`ibvit.ops.noise`.
         block: index of the transformer block, part of the noise's address.
-        impl: ``"triton"`` (the fused kernels), ``"reference"`` (plain PyTorch), or ``"auto"``: the kernels on CUDA
-            devices, the reference elsewhere. Both draw the same noise.
+        impl: ``"triton"`` (fused kernels for CUDA devices), ``"native"`` (the fused CPU library, float32),
+            ``"reference"`` (plain PyTorch), or ``"auto"``: the fused one of y's device if it can, else the reference.
+            All draw the same noise.
         residual: ``[B, N, C]``; if given, it is added to the update, which then has its dtype.
 
     Returns:
@@ -58,7 +61,7 @@ def bottleneck_write(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
-        UnavailableError: ``impl="triton"`` where the kernels cannot run; the message says why.
+        UnavailableError: ``impl="triton"`` or ``"native"`` where that cannot run; the message says why.
 
     Example:
         >>> H, D, h, r = 2, 32, 16, 8
@@ -74,9 +77,10 @@ def bottleneck_write(
     _validate(y, params, proj_weight, proj_bias, key, block, residual)
     _, width, hidden = params.w1.shape
     chosen = _choose(impl, y.device.type, y.dtype, width, hidden, params.w3.shape[1])
-    if chosen == "triton":
+    if chosen != "reference":
         y, residual = y.contiguous(), None if residual is None else residual.contiguous()
-        return BottleneckWrite(*fused_write(y, (*params, proj_weight, proj_bias), residual, key, block))
+        fused = TRITON if chosen == "triton" else NATIVE
+        return BottleneckWrite(*fused.write(y, (*params, proj_weight, proj_bias), residual, key, block))
     weight, bias = proj_weight.to(y.dtype), proj_bias.to(y.dtype)
     update, kl = reference.bottleneck_write(y, params, weight, bias, key, block)
     return BottleneckWrite(update if residual is None else (residual + update).to(residual.dtype), kl)
@@ -126,29 +130,40 @@ def _validate(
 
 
 @torch.compiler.assume_constant_result
-def _choose(*case: Any) -> Literal["triton", "reference"]:
+def _choose(*case: Any) -> Chosen:
     """What `_decide` decided; torch.compile takes it for a constant."""
     return _decide(*case)
 
 
 @functools.cache
-def _decide(
-    impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int
-) -> Literal["triton", "reference"]:
+def _decide(impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int) -> Chosen:
     """The implementation for these sizes; decided, and for "auto" logged, once."""
     if impl not in get_args(Impl):
         raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl == "reference":
         return "reference"
-    obstacle = why_not_triton(device) or _unsupported(dtype, width, hidden, latent)
-    if impl == "triton":
-        if obstacle is not None:
-            raise UnavailableError(f"impl='triton' is not available: {obstacle}")
-        return "triton"
-    if obstacle is None and device != "cuda":
-        obstacle = f"y is on {device}"
-    _LOG.info("bottleneck: impl=auto chose %s", "triton" if obstacle is None else f"reference ({obstacle})")
-    return "triton" if obstacle is None else "reference"
+    fused: Chosen = impl if impl != "auto" else "triton" if device == "cuda" else "native"
+    if fused == "triton":
+        obstacle = why_not_triton(device) or _unsupported(dtype, width, hidden, latent)
+    else:
+        obstacle = why_not_native(device) or (None if dtype == torch.float32 else f"expected float32, got {dtype}")
+    if impl != "auto" and obstacle is not None:
+        raise UnavailableError(f"impl={impl!r} is not available: {obstacle}")
+    chosen: Chosen = fused if obstacle is None else "reference"
+    if impl == "auto":
+        _LOG.info("bottleneck: impl=auto chose %s%s", chosen, "" if obstacle is None else f" ({fused}: {obstacle})")
+    return chosen
+
+
+def why_not_native(device: str = "cpu") -> str | None:
+    """Why the CPU library cannot compute the bottleneck on this kind of device, or None if it can."""
+    if device != "cpu":
+        return f"the library computes on the CPU, got tensors on {device}"
+    if find_spec("ibvit_kernels") is None:
+        return "ibvit_kernels is not installed"
+    from ibvit_kernels import library
+
+    return library.why_absent()
 
 
 def why_not_triton(device: str = "cuda") -> str | None:

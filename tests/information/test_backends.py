@@ -14,12 +14,12 @@ import ibvit
 from ibvit.information import backends
 from ibvit.information.channel import Channel, log_density, make_channel
 from ibvit.information.progress import Progress
-from ibvit_kernels import native
+from ibvit_kernels import library
 from tests.information import truth
 from tests.memory import PeakMemory
 
 HEADS = [truth.channel(150, 3, 1.0, -1.0), truth.channel(150, 5, 0.5, -2.0, seed=1)]
-needs_library = pytest.mark.skipif(native.why_absent() is not None, reason=f"no CPU library: {native.why_absent()}")
+needs_library = pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
 
 
 @pytest.fixture

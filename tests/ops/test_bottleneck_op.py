@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ibvit.ops import api, bottleneck_write
-from ibvit.ops.contracts import fused_write
+from ibvit.ops.contracts import NATIVE, TRITON
+from ibvit_kernels import library
 from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
 from tests.ops.problem import NAMES, Problem, Write, gradients, make_problem
 
@@ -21,6 +22,13 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottlene
 def problem() -> Problem:
     """The least that the kernels take."""
     return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
+
+
+@pytest.fixture(params=["triton", "native"])
+def impl(request):
+    if request.param == "native" and library.why_absent() is not None:
+        pytest.skip(f"no CPU library: {library.why_absent()}")
+    return request.param
 
 
 WRONG = {
@@ -56,11 +64,33 @@ def fresh_choice():
     api._decide.cache_clear()
 
 
-def test_auto_chooses_the_reference_on_a_cpu_and_logs_it_once(problem, fresh_choice, caplog):
+@pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
+def test_auto_chooses_the_library_on_a_cpu_and_logs_it_once(problem, fresh_choice, caplog):
     with caplog.at_level(logging.INFO, logger="ibvit.ops.api"):
         for _ in range(2):
             bottleneck_write(*problem)
-    assert [record.getMessage() for record in caplog.records] == ["bottleneck: impl=auto chose reference (y is on cpu)"]
+    assert [record.getMessage() for record in caplog.records] == ["bottleneck: impl=auto chose native"]
+
+
+def test_auto_chooses_the_reference_where_there_is_no_library(problem, fresh_choice, caplog, monkeypatch):
+    monkeypatch.setattr(library, "why_absent", lambda: "it was not built")
+    with caplog.at_level(logging.INFO, logger="ibvit.ops.api"):
+        bottleneck_write(*problem)
+    expected = "bottleneck: impl=auto chose reference (native: it was not built)"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+def test_auto_computes_double_precision_by_the_reference():
+    problem = make_problem(heads=1, width=4, columns=4, hidden=4, latent=4, batch=1, tokens=2)
+    assert torch.equal(bottleneck_write(*problem).update, bottleneck_write(*problem, impl="reference").update)
+
+
+def test_explicit_library_raises_and_says_why(problem, fresh_choice, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"impl='native' is not available: .*float32, got torch.bfloat16"):
+        bottleneck_write(*problem.cast(torch.bfloat16), impl="native")
+    monkeypatch.setattr(library, "why_absent", lambda: "it was not built")
+    with pytest.raises(RuntimeError, match="impl='native' is not available: it was not built"):
+        bottleneck_write(*problem, impl="native")
 
 
 def test_explicit_triton_raises_and_says_why(problem, fresh_choice, monkeypatch):
@@ -80,27 +110,28 @@ def test_explicit_triton_names_the_size_it_has_no_kernel_for():
 
 
 def test_unknown_implementation(problem):
-    with pytest.raises(ValueError, match="impl: expected one of auto, triton, reference, got 'cuda'"):
+    with pytest.raises(ValueError, match="impl: expected one of auto, triton, native, reference, got 'cuda'"):
         bottleneck_write(*problem, impl="cuda")
 
 
-def test_opcheck(problem):
+def test_opcheck(problem, impl):
     """Schema, fake tensors, autograd registration and AOT dispatch agree with the implementation."""
+    fused = TRITON if impl == "triton" else NATIVE
     tensors = [t.requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
     residual = torch.randn(1, 3, 16, requires_grad=True)
-    torch.library.opcheck(torch.ops.ibvit.bottleneck_forward, (*tensors, residual, problem.key, problem.block))
+    torch.library.opcheck(fused.forward, (*tensors, residual, problem.key, problem.block))
     with torch.no_grad():
-        _, _, *packed = torch.ops.ibvit.bottleneck_forward(*tensors, None, problem.key, problem.block)
+        _, _, *packed = fused.forward(*tensors, None, problem.key, problem.block)
         d_outputs = torch.randn(1, 3, 16), torch.randn(1, 1, 3)
     torch.library.opcheck(
-        torch.ops.ibvit.bottleneck_backward,
+        fused.backward,
         (*d_outputs, *(t.detach() for t in tensors), *packed, problem.key, problem.block),
     )
 
 
 @pytest.mark.filterwarnings("ignore:Input .* requires gradient and is not a double precision")
 @pytest.mark.parametrize("names", [None, ("y", "b2")], ids=["all inputs, random directions", "every coordinate"])
-def test_finite_differences(problem, names):
+def test_finite_differences(problem, names, impl):
     """Central differences of the whole op, kernel arithmetic in float32; y of one token where all coordinates count."""
     if names:
         problem = problem._replace(y=problem.y[:, :1].clone())
@@ -109,32 +140,33 @@ def test_finite_differences(problem, names):
         tensor.requires_grad_(names is None or name in names)
 
     def write(y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        return fused_write(y, params, None, problem.key, problem.block)
+        fused = TRITON if impl == "triton" else NATIVE
+        return fused.write(y, params, None, problem.key, problem.block)
 
     assert torch.autograd.gradcheck(write, inputs, eps=1e-2, atol=5e-3, rtol=2e-2, fast_mode=names is None)
 
 
-def test_second_derivative_is_refused(problem):
+def test_second_derivative_is_refused(problem, impl):
     y = problem.y.requires_grad_()
-    update = bottleneck_write(*problem._replace(y=y), impl="triton").update
+    update = bottleneck_write(*problem._replace(y=y), impl=impl).update
     (grad,) = torch.autograd.grad(update.sum(), y, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
 
 
-def test_unused_outputs(problem):
+def test_unused_outputs(problem, impl):
     """Only the update, or only the KL, goes into the loss."""
     for kept in range(2):
         leaf = problem.y.clone().requires_grad_()
-        for impl in ("triton", "reference"):
-            grad = torch.autograd.grad(bottleneck_write(*problem._replace(y=leaf), impl=impl)[kept].sum(), leaf)[0]
-            if impl == "triton":
-                fused = grad
-        torch.testing.assert_close(fused, grad)
+        fused, plain = (
+            torch.autograd.grad(bottleneck_write(*problem._replace(y=leaf), impl=one)[kept].sum(), leaf)[0]
+            for one in (impl, "reference")
+        )
+        torch.testing.assert_close(fused, plain)
 
 
-def test_compiles_into_one_graph(problem):
-    write = Write(problem)
+def test_compiles_into_one_graph(problem, impl):
+    write = Write(problem, impl)
     compiled = torch.compile(write, fullgraph=True, backend="aot_eager")
     for key in (problem.key, problem.key + 1):  # the key is data: no recompilation, other noise
         results = []
@@ -153,8 +185,8 @@ def test_compiles_with_the_choice_left_open(problem, fresh_choice):
     assert torch.equal(compiled(*problem).update, bottleneck_write(*problem).update)
 
 
-def test_checkpointing_draws_the_same_noise(problem):
-    write = Write(problem)
+def test_checkpointing_draws_the_same_noise(problem, impl):
+    write = Write(problem, impl)
     plain = write.step(problem.y, problem.key)
     forward = write.forward
     write.forward = lambda *args: checkpoint(forward, *args, use_reentrant=False)
@@ -205,10 +237,10 @@ def test_distributed_data_parallel(tmp_path):
         torch.testing.assert_close(first, one)
 
 
-def test_non_contiguous_inputs(problem):
+def test_non_contiguous_inputs(problem, impl):
     """Attention may leave its output, and autograd the gradients, in any layout."""
     strided = problem._replace(y=problem.y.transpose(1, 2).contiguous().transpose(1, 2))
     assert not strided.y.is_contiguous()
-    results = gradients(problem, "triton"), gradients(strided, "triton")
+    results = gradients(problem, impl), gradients(strided, impl)
     for name in results[0]:
         assert torch.equal(results[0][name], results[1][name]), name

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ibvit_kernels import native
+from ibvit_kernels import library, mixture_native
 
-pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=f"no CPU library: {native.why_absent()}")
-SETS = native.instruction_sets() if native.why_absent() is None else []
+pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
+SETS = library.instruction_sets() if library.why_absent() is None else []
 NO_PAIRS = np.empty((0, 2), np.int64)
 LITTLE, MIDDLE, MUCH, NARROWEST = (0.1, 0.0), (1.0, -1.0), (1.0, -5.0), (1.0, -10.0)
 
@@ -46,7 +46,7 @@ def log_sum(terms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def run(cases: list[Case], pairs: Any = NO_PAIRS, **options: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    mixture = native.Mixture([c.mu for c in cases], [c.logvar for c in cases])
+    mixture = mixture_native.Mixture([c.mu for c in cases], [c.logvar for c in cases])
     columns = range(len(cases))
     return mixture.log_sums([c.u for c in cases], columns, [c.reference for c in cases], np.asarray(pairs), **options)
 
@@ -92,7 +92,7 @@ def test_exponential_error_is_as_stated(instruction_set: str) -> None:
     exponent = np.arange(-60 * 512, 45 * 512) / 512  # exact in float32
     mu = np.zeros((1, 1), np.float32)
     reference = -exponent * np.log(2) - 0.5 * np.log(2 * np.pi)
-    single, _ = native.Mixture([mu], [mu]).log_sums(
+    single, _ = mixture_native.Mixture([mu], [mu]).log_sums(
         [np.zeros((len(exponent), 1), np.float32)], [0], [reference], NO_PAIRS, instruction_set=instruction_set
     )
     relative = np.expm1(single[0] - exponent * np.log(2))
@@ -115,10 +115,10 @@ def test_duplicates_and_single_samples() -> None:
     """Equal components add up exactly; fewer samples than lanes; fewer components than a block."""
     mu, zero = np.zeros((5, 3), np.float32), np.zeros((1, 3), np.float32)
     reference = np.full(1, -1.5 * np.log(2 * np.pi))
-    single, pair = native.log_sums([zero, zero], [mu, mu], [mu, mu], [reference, reference], np.array([[0, 1]]))
+    single, pair = mixture_native.log_sums([zero, zero], [mu, mu], [mu, mu], [reference, reference], np.array([[0, 1]]))
     assert single == pytest.approx(np.log(5), abs=1e-7)
     assert pair == pytest.approx(np.log(5), abs=1e-7)
-    assert native.log_sums([zero[:0]], [mu], [mu], [reference[:0]], NO_PAIRS)[0].shape == (1, 0)
+    assert mixture_native.log_sums([zero[:0]], [mu], [mu], [reference[:0]], NO_PAIRS)[0].shape == (1, 0)
 
 
 def test_repeats_bitwise_whatever_the_threads() -> None:
@@ -131,7 +131,7 @@ def test_repeats_bitwise_whatever_the_threads() -> None:
 
 def test_errors_name_the_argument() -> None:
     case = Case(2, *MIDDLE)
-    mixture = native.Mixture([case.mu], [case.logvar])
+    mixture = mixture_native.Mixture([case.mu], [case.logvar])
     with pytest.raises(ValueError, match=r"u\[0\]: expected float32 \[77, 2\], got float64"):
         mixture.log_sums([case.u.astype(np.float64)], [0], [case.reference], NO_PAIRS)
     with pytest.raises(ValueError, match=r"reference\[0\]: expected float64 \[77\]"):
@@ -141,20 +141,20 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="instruction_set: expected one of"):
         mixture.log_sums([case.u], [0], [case.reference], NO_PAIRS, instruction_set="mmx")
     with pytest.raises(ValueError, match=r"logvar\[0\]: expected float32 \[1037, 2\]"):
-        native.Mixture([case.mu], [case.logvar[:, :1]])
+        mixture_native.Mixture([case.mu], [case.logvar[:, :1]])
 
 
 def test_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    native._find.cache_clear()
+    library._find.cache_clear()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_candidates", lambda: iter([tmp_path / "ibvit_mixture.so"]))
-            assert "was not built" in (native.why_absent() or "")
-            native._find.cache_clear()
-            (tmp_path / "ibvit_mixture.so").write_text("not a library")
-            assert "ibvit_mixture.so" in (native.why_absent() or "")
+            patch.setattr(library, "_candidates", lambda: iter([tmp_path / "ibvit_native.so"]))
+            assert "was not built" in (library.why_absent() or "")
+            library._find.cache_clear()
+            (tmp_path / "ibvit_native.so").write_text("not a library")
+            assert "ibvit_native.so" in (library.why_absent() or "")
             with pytest.raises(RuntimeError, match="CPU library of ibvit_kernels is not available"):
-                native.instruction_sets()
+                library.instruction_sets()
     finally:
-        native._find.cache_clear()
-    assert native.why_absent() is None
+        library._find.cache_clear()
+    assert library.why_absent() is None

@@ -1,43 +1,22 @@
-"""Loader of the CPU library (csrc/): sums of Gaussian densities over many components, for many samples."""
+"""Sums of Gaussian densities over many components, for many samples, by the CPU library (csrc/mixture.h)."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import sysconfig
-from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import ibvit_kernels
+from ibvit_kernels import library
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 # As in csrc/: samples in a tile of the widest instruction set, of the tiles that a thread holds, components at once.
 _LARGEST_TILE, _SAMPLES_A_THREAD, _COMPONENTS_AT_ONCE = 64, 8 * 64, 32
 _FLOATS, _DOUBLES, _INTS = (ctypes.POINTER(c) for c in (ctypes.c_float, ctypes.c_double, ctypes.c_int32))
-
-
-def why_absent() -> str | None:
-    """Why the library cannot be used, in one line; None if it can."""
-    return None if isinstance(found := _find(), ctypes.CDLL) else found
-
-
-def instruction_sets() -> list[str]:
-    """Instruction sets of the library that this machine can run, the fastest first.
-
-    Raises:
-        RuntimeError: there is no library.
-    """
-    library = _library()
-    names: list[str] = []
-    while name := library.ibvit_mixture_instruction_set(len(names)):
-        names.append(name.decode())
-    return names
 
 
 class Mixture:
@@ -52,7 +31,7 @@ class Mixture:
     """
 
     def __init__(self, mu: Sequence[Float32], logvar: Sequence[Float32]) -> None:
-        self._library = _library()
+        self._library = library.load()
         self._packed: list[Float32] = []
         self._offset: list[float] = []
         self._dims: list[int] = []
@@ -71,7 +50,7 @@ class Mixture:
                 ctypes.byref(offset),
                 os.cpu_count() or 1,
             )
-            _check_status(status)
+            library.check(status)
             self._packed.append(packed)
             self._offset.append(offset.value)
             self._dims.append(dims)
@@ -105,7 +84,7 @@ class Mixture:
                 numbers are right.
             pairs: `[P, 2]` columns.
             threads: None: one for each core.
-            instruction_set: one of `instruction_sets()`; None: the first.
+            instruction_set: one of `library.instruction_sets()`; None: the first.
 
         Returns:
             single `[columns, S]` and pair `[P, S]`, float64, nats. Terms are float32, in the direct-difference form;
@@ -122,9 +101,6 @@ class Mixture:
         pair = np.ascontiguousarray(pairs, np.int32)
         if pair.shape != (len(pair), 2) or (pair.size and not 0 <= pair.min() <= pair.max() < columns):
             raise ValueError(f"pairs: expected [P, 2] indices below {columns}, got {np.asarray(pairs).tolist()}")
-        names = instruction_sets()
-        if instruction_set is not None and instruction_set not in names:
-            raise ValueError(f"instruction_set: expected one of {', '.join(names)}, got {instruction_set!r}")
         single, both = np.empty((columns, samples)), np.empty((len(pair), samples))
         status = self._library.ibvit_mixture_log_sums(
             self._components,
@@ -140,9 +116,9 @@ class Mixture:
             single.ctypes.data_as(_DOUBLES),
             both.ctypes.data_as(_DOUBLES),
             threads or os.cpu_count() or 1,
-            names.index(instruction_set) if instruction_set else 0,
+            library.instruction_set_index(instruction_set),
         )
-        _check_status(status)
+        library.check(status)
         return single, both
 
 
@@ -174,51 +150,3 @@ def _checked(array: Any, name: str, dtype: type, shape: tuple[int | None, ...]) 
 
 def _pointers(arrays: Sequence[NDArray[Any]], pointer: Any) -> Any:
     return (pointer * len(arrays))(*(a.ctypes.data_as(pointer) for a in arrays))
-
-
-def _check_status(status: int) -> None:
-    if status == 1:
-        raise MemoryError("mixture sums: no room for the workspace")
-    if status:
-        raise RuntimeError(f"mixture sums: the library returned {status}")
-
-
-def _candidates() -> Iterator[Path]:
-    """Where the library may lie: in the package, and in the installed package beside a source checkout."""
-    for folder in (*ibvit_kernels.__path__, f"{sysconfig.get_path('platlib')}/ibvit_kernels"):
-        yield Path(folder) / "ibvit_mixture.so"
-
-
-@cache
-def _find() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
-    reason = "it was not built: `pip install .` builds it where there is a C++ compiler (GCC or Clang)"
-    for path in _candidates():
-        if path.exists():
-            try:
-                return _declared(ctypes.CDLL(str(path)))
-            except OSError as error:
-                reason = str(error)
-    return reason
-
-
-def _library() -> ctypes.CDLL:
-    found = _find()
-    if not isinstance(found, ctypes.CDLL):
-        raise RuntimeError(f"the CPU library of ibvit_kernels is not available: {found}")
-    return found
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Types of the functions in csrc/mixture.h."""
-    i32, i64, pointers = ctypes.c_int32, ctypes.c_int64, ctypes.POINTER
-    library.ibvit_mixture_instruction_set.argtypes = [i32]
-    library.ibvit_mixture_instruction_set.restype = ctypes.c_char_p
-    library.ibvit_mixture_packed_size.argtypes = [i64, i32]
-    library.ibvit_mixture_packed_size.restype = i64
-    library.ibvit_mixture_pack.argtypes = [i64, i32, _FLOATS, _FLOATS, _FLOATS, _DOUBLES, i32]
-    library.ibvit_mixture_log_sums.argtypes = [
-        *(i64, i64, i32, _INTS, pointers(_FLOATS), _DOUBLES, pointers(_FLOATS), pointers(_DOUBLES)),
-        *(i32, _INTS, _DOUBLES, _DOUBLES, i32, i32),
-    ]
-    return library

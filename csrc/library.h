@@ -1,0 +1,23 @@
+// What both parts of the library's C interface share.
+#ifndef IBVIT_LIBRARY_H
+#define IBVIT_LIBRARY_H
+
+#include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+#define IBVIT_API __attribute__((visibility("default")))
+
+enum ibvit_status { IBVIT_OK = 0, IBVIT_OUT_OF_MEMORY = 1, IBVIT_NO_SUCH_INSTRUCTION_SET = 2 };
+
+// Names of the instruction sets that this machine can run, the fastest first; null past the last one. The functions
+// that compute take such an index.
+IBVIT_API const char* ibvit_instruction_set(int32_t index);
+
+#if defined(__cplusplus)
+}
+#endif
+
+#endif

@@ -1,0 +1,129 @@
+"""The bottleneck op on the CPU library: host side, float32. Shapes and meaning are those of `ibvit.ops.reference`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibvit_kernels import library
+
+
+class Shape(NamedTuple):
+    """One block's sizes, and what follows from them."""
+
+    heads: int  # H
+    width: int  # D
+    columns: int  # C
+    hidden: int  # h
+    latent: int  # r
+
+    @property
+    def weights_per_head(self) -> int:
+        """Elements of one head's packed weights."""
+        return _counts(self)[0] // self.heads
+
+    @property
+    def biases(self) -> int:
+        """Elements of the packed biases."""
+        return _counts(self)[1]
+
+
+class Packed(NamedTuple):
+    """One block's parameters as the library reads them."""
+
+    weights: Tensor  # [H, ·]
+    biases: Tensor
+
+
+def shape_of(w1: Tensor, w3: Tensor, proj_weight: Tensor) -> Shape:
+    heads, width, hidden = w1.shape
+    return Shape(*(int(size) for size in (heads, width, proj_weight.shape[0], hidden, w3.shape[1])))
+
+
+def gradient_sizes(shape: Shape) -> list[int]:
+    """Elements of what `backward` returns in one vector: w1, b1, w2, b2, w3, b3, nothing, output bias."""
+    heads, width, columns, hidden, latent = shape
+    per_head = (width * hidden, hidden, hidden * 2 * latent, 2 * latent, latent * hidden, hidden, 0)
+    return [*(heads * size for size in per_head), columns]
+
+
+def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
+    """Fold W4 into the projection and lay the parameters out.
+
+    params: w1, b1, w2, b2, w3, b3, w4, b4, proj_weight, proj_bias.
+    """
+    packed = Packed(torch.empty(shape.heads, shape.weights_per_head, dtype=dtype), torch.empty(shape.biases))
+    params = [param.float().contiguous() for param in params]
+    call("pack", _sizes(shape), _addresses(params), packed.weights.data_ptr(), packed.biases.data_ptr())
+    return packed
+
+
+def forward(
+    shape: Shape, y: Tensor, packed: Packed, residual: Tensor | None, key: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """update ``[B, N, C]`` (plus residual, in its dtype, if given) and KL ``[B, H, N]``."""
+    batch, tokens, _ = y.shape
+    update = y.new_empty(batch, tokens, shape.columns)
+    kl = y.new_empty(batch, shape.heads, tokens)
+    operands = [y, *packed, key.contiguous()]
+    call(
+        "forward", _sizes(shape), batch, tokens, *(x.data_ptr() for x in operands), block, update.data_ptr(),
+        kl.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return update if residual is None else (residual + update).to(residual.dtype), kl
+
+
+def backward(
+    shape: Shape,
+    d_update: Tensor,
+    d_kl: Tensor,
+    y: Tensor,
+    params: Sequence[Tensor],
+    packed: Packed,
+    key: Tensor,
+    block: int,
+) -> tuple[Tensor, ...]:
+    """Gradients: of y, the inner ones in one vector (`gradient_sizes`), of w4, b4, proj_weight."""
+    batch, tokens, _ = y.shape
+    params = [param.float().contiguous() for param in params]
+    d_y = torch.empty_like(y)
+    sizes = gradient_sizes(shape)
+    d_inner = y.new_empty(sum(sizes))
+    *inner, _, d_proj_bias = d_inner.split(sizes)
+    outer = tuple(torch.empty_like(params[i]) for i in (6, 7, 8))
+    operands = [x.data_ptr() for x in (d_update, d_kl, y)]
+    call(
+        "backward", _sizes(shape), batch, tokens, *operands, _addresses(params), *(x.data_ptr() for x in packed),
+        key.contiguous().data_ptr(), block, d_y.data_ptr(), _addresses([*inner, *outer, d_proj_bias]),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return d_y, d_inner, *outer
+
+
+instruction_set: str | None = None
+"""Which of `library.instruction_sets()` runs; None: the fastest. For tests."""
+
+
+def call(name: str, *arguments: object) -> None:
+    function = getattr(library.load(), f"ibvit_bottleneck_{name}")
+    library.check(function(*arguments, library.instruction_set_index(instruction_set)))
+
+
+@functools.cache
+def _sizes(shape: Shape) -> library.Sizes:
+    return library.Sizes(*shape)
+
+
+@functools.cache
+def _counts(shape: Shape) -> tuple[int, int]:
+    loaded = library.load()
+    return loaded.ibvit_bottleneck_weights(_sizes(shape)), loaded.ibvit_bottleneck_biases(_sizes(shape))
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

@@ -1,0 +1,196 @@
+"""The fused bottlenecks, Triton's in its interpreter and the CPU library's, against the float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ibvit.ops import BottleneckParams, bottleneck_write, noise_key
+from ibvit.ops.noise import standard_normal
+from ibvit_kernels import bottleneck_native, library
+from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
+from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior, rms
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
+
+NATIVE = library.instruction_sets() if library.why_absent() is None else []
+# heads, D, C, h, r, batch, tokens. The interpreter's tile is 16 rows, the library's 32.
+SHAPES = {
+    "vit_tiny, tile spans images, last tile ragged": (3, 64, 192, 64, 32, 2, 19),
+    "h, r below 16 are padded; C not a multiple of 16": (2, 32, 72, 8, 8, 3, 5),
+    "D = 128; C in two groups, the second ragged": (1, 128, 200, 16, 16, 1, 17),
+    "one token an image, less than a tile": (2, 32, 32, 16, 8, 7, 1),
+}
+ODD = {  # that only the library takes
+    "nothing divides anything; r not a multiple of 4": (3, 20, 45, 24, 6, 3, 37),
+    "the least of all": (1, 1, 1, 1, 1, 1, 1),
+}
+SMALL = SHAPES["h, r below 16 are padded; C not a multiple of 16"]
+
+
+@pytest.fixture(params=["triton", *(f"native {name}" for name in NATIVE)])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    impl, _, instruction_set = request.param.partition(" ")
+    monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set or None)
+    return impl
+
+
+needs_library = pytest.mark.skipif(not NATIVE, reason=f"no CPU library: {library.why_absent()}")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is full of NaN: what a kernel forgets to write, or reads too early, shows."""
+
+    def poisoned(make: Any) -> Any:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
+            x = make(*args, **kwargs)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        return allocate
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+def fenced(x: Tensor) -> Tensor:
+    """x inside a larger buffer of NaN: what a kernel reads beyond the end shows."""
+    buffer = torch.full((x.numel() + 4096,), float("nan"), dtype=x.dtype)
+    buffer[2048 : 2048 + x.numel()] = x.flatten()
+    return buffer[2048 : 2048 + x.numel()].view(x.shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_outputs_and_every_gradient(shape, impl):
+    problem = make_problem(*shape)
+    assert_within_budget(problem._replace(y=fenced(problem.y)), torch.float32, impl=impl)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_outputs_and_every_gradient_in_bfloat16(shape):
+    problem = make_problem(*shape)
+    assert_within_budget(problem._replace(y=fenced(problem.y)), torch.bfloat16)
+
+
+@needs_library
+@pytest.mark.parametrize("shape", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("instruction_set", NATIVE)
+def test_any_size(shape, instruction_set, monkeypatch):
+    monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set)
+    problem = make_problem(*shape)
+    assert_within_budget(problem._replace(y=fenced(problem.y)), torch.float32, impl="native")
+
+
+def test_float16():
+    assert_within_budget(make_problem(*SMALL), torch.float16)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-6], ids=["huge", "tiny"])
+def test_extreme_inputs(scale, impl):
+    problem = make_problem(*SMALL)
+    problem = problem._replace(y=problem.y * scale)
+    assert_within_budget(problem, torch.float32, impl=impl)
+    if impl == "triton":
+        assert_within_budget(problem, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", NAMES[2:])
+def test_nan_is_not_hidden(name, impl):
+    """A parameter or input that is NaN shows in the update, so that training stops."""
+    problem = make_problem(*SMALL).cast(torch.float32)
+    dict(zip(NAMES[2:], (problem.y, *problem.params, *problem[2:4]), strict=True))[name].view(-1)[0] = float("nan")
+    assert bottleneck_write(*problem, impl=impl).update.isnan().any()
+
+
+def test_logvar_is_clamped_and_passes_no_gradient_outside(impl):
+    """ρ is its bias alone here: just inside and beyond ±10. (At ±10 itself torch 2.11 and 2.15 differ.)"""
+    problem = make_problem(*SMALL)
+    edges = torch.tensor([-12.0, -10.001, -9.999, 0.0, 9.999, 10.001, 11.0, 30.0], dtype=torch.float64)
+    problem.params.w2[:, :, 8:] = 0
+    problem.params.b2[:, 8:] = edges
+    assert_within_budget(problem, torch.float32, impl=impl)
+    grad = gradients(problem.cast(torch.float32), impl)["b2"][:, 8:]
+    assert torch.equal(grad != 0, ((edges > -10) & (edges < 10)).expand_as(grad))
+
+
+def test_kl_is_exactly_zero_at_the_prior(impl):
+    result = gradients(prior(make_problem(*SMALL)).cast(torch.float32), impl)
+    assert torch.equal(result["kl"], torch.zeros_like(result["kl"]))
+
+
+@needs_library
+@pytest.mark.parametrize("latent", [7, 32, 128])
+@pytest.mark.parametrize("instruction_set", NATIVE)
+def test_noise_of_the_library(latent, instruction_set, monkeypatch):
+    """With the prior for a posterior, identities for maps, and z far in the linear part of GELU, the update is ε."""
+    monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set)
+    problem = prior(make_problem(1, latent, latent, latent, latent, 2, 9)).cast(torch.float32)
+    one, far = torch.eye(latent), torch.full((1, latent), 8.0)
+    params = problem.params._replace(w3=one[None], b3=far, w4=one[None], b4=-far)
+    problem = problem._replace(params=params, proj_weight=one, proj_bias=torch.zeros(latent))
+    expected = standard_normal(problem.key, problem.block, 2, 1, 9, latent)[:, 0]
+    torch.testing.assert_close(bottleneck_write(*problem, impl="native").update, expected, atol=5e-6, rtol=0)
+
+
+def test_micro_batches_draw_the_noise_of_the_whole_batch(impl):
+    y, params, *outer, _, block = make_problem(*SMALL).cast(torch.float32)
+    whole = bottleneck_write(y, params, *outer, noise_key(5), block, impl=impl).update
+    last = bottleneck_write(y[2:], params, *outer, noise_key(5, first_sample=2), block, impl=impl).update
+    torch.testing.assert_close(whole[2:], last)
+
+
+def test_residual_is_added_in_its_own_precision():
+    problem = make_problem(*SMALL).cast(torch.bfloat16)
+    residual = torch.randn(problem.y.shape[0], problem.y.shape[1], 72, requires_grad=True)
+    with_it = bottleneck_write(*problem, impl="triton", residual=residual).update
+    without = bottleneck_write(*problem, impl="triton").update
+    assert with_it.dtype == torch.float32
+    assert rms(with_it - residual - without.float()) <= 2**-8 * rms(without)
+    with_it.sum().backward()
+    assert torch.equal(residual.grad, torch.ones_like(residual))
+
+
+@needs_library
+def test_residual_of_the_library():
+    problem = make_problem(*SMALL).cast(torch.float32)
+    residual = torch.randn(problem.y.shape[0], problem.y.shape[1], 72, requires_grad=True)
+    with_it = bottleneck_write(*problem, impl="native", residual=residual).update
+    assert torch.equal(with_it, residual + bottleneck_write(*problem, impl="native").update)
+    with_it.sum().backward()
+    assert torch.equal(residual.grad, torch.ones_like(residual))
+
+
+@needs_library
+def test_library_repeats_bitwise_whatever_the_threads():
+    """Enough tokens for more parts than there are threads."""
+    problem = make_problem(2, 32, 40, 16, 8, 150, 21).cast(torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(gradients(problem, "native"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name in NAMES:
+            assert torch.equal(results[0][name], other[name]), name
+
+
+def test_empty_batch(impl):
+    problem = make_problem(*SMALL)
+    results = gradients(problem._replace(y=problem.y[:0]).cast(torch.float32), impl)
+    assert results["update"].shape == (0, 5, 72)
+    assert results["kl"].shape == (0, 2, 5)
+    for name in NAMES[3:]:
+        assert not results[name].any(), name
+
+
+def test_parameters_in_low_precision_get_gradients_of_their_own_dtype(impl):
+    y, params, *outer, key, block = make_problem(*SMALL).cast(torch.bfloat16 if impl == "triton" else torch.float32)
+    low = [p.bfloat16().requires_grad_() for p in (*params, *outer)]
+    bottleneck_write(y, BottleneckParams(*low[:8]), *low[8:], key, block, impl=impl).update.sum().backward()
+    assert {p.grad.dtype for p in low} == {torch.bfloat16}
