@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: train test lint spectrum gpu clean
+.PHONY: train test lint spectrum gpu gpu-tests gpu-kernels gpu-estimator gpu-training clean
 
 # Train on the embedded default; ARGS are options of train.py, e.g. make train ARGS="--beta 10".
 train: $(READY)
@@ -23,13 +23,24 @@ lint: $(READY)
 spectrum: $(READY)
 	$(PY) benchmarks/spectrum.py
 
-# On a machine with a GPU: its tests, then the benchmarks. Needs torch, torchvision, triton, timm, numpy,
-# scikit-learn, pytest and pytest-benchmark, and no installation: GPU_PYTHON names the interpreter that has them.
+# On a machine with a GPU: its tests, then the benchmarks, whatever fails before them. Needs torch, torchvision, triton,
+# timm, numpy, scikit-learn, pytest and pytest-benchmark, and no installation: GPU_PYTHON names the interpreter that has
+# them. The parts can be run one by one.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu:
+	$(MAKE) --keep-going gpu-tests gpu-kernels gpu-estimator gpu-training
+
+gpu-tests:
 	$(GPU_PYTHON) -m pytest -m gpu tests/ops tests/kernels tests/information tests/training/test_gpu.py
-	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py benchmarks/test_mixture_gpu.py benchmarks/test_train.py \
-		benchmarks/test_scaling.py
+
+gpu-kernels:
+	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py
+
+gpu-estimator:
+	$(GPU_PYTHON) -m pytest -s benchmarks/test_mixture_gpu.py
+
+gpu-training:
+	$(GPU_PYTHON) -m pytest -s benchmarks/test_train.py benchmarks/test_scaling.py
 
 $(READY): pyproject.toml $(wildcard csrc/*)
 	@if command -v uv >/dev/null; then \

@@ -32,9 +32,11 @@ import ibvit
 from benchmarks.recording import COPY_BANDWIDTH, RESULTS, TENSOR_FLOPS
 from ibvit.ops import api
 from ibvit.training.objective import Objective
+from ibvit_kernels.bottleneck_tiles import Shape, backward_launches, gradient_sizes, splits
 
 EAGER_LAUNCH = 5e-6  # seconds of host time, the usual order of one eager operator
-LAUNCHES = {"bottleneck_forward": 2, "bottleneck_backward": 3}  # pack, forward; two backward launches, unmerge
+LAUNCHES = {"bottleneck_forward": 2, "bottleneck_backward": 4}  # pack, forward; backward twice, sum of parts, unmerge
+ARCHITECTURE, MULTIPROCESSORS = 90, 132  # an H200's
 OPTIMIZER_BYTES = 28  # read p, g, m, v and write p, m, v, float32
 VARIANTS = {
     "full": {"attention": "full"},
@@ -257,7 +259,20 @@ def _launch(name: str, nodes: list[fx.Node], kept: set[fx.Node] | None = None) -
     read = {source: size for node in nodes for source, size in inputs(node) if source not in inside}
     written = sum(nbytes(node) for node in inside if kept is None or node in kept)
     count = LAUNCHES.get(name_of(nodes[0]), 1)
-    return Launch(name, sum(read.values()) + written, sum(map(flops, nodes)), count)
+    parts = sum(map(_partial_gradients, nodes))
+    return Launch(name, sum(read.values()) + written + parts, sum(map(flops, nodes)), count)
+
+
+def _partial_gradients(node: fx.Node) -> float:
+    """Bytes of the parts of the weight gradients, which our backward kernel's programs write and a sum reads."""
+    if name_of(node) != "bottleneck_backward":
+        return 0.0
+    y, w1, w3, proj_weight = (node.args[at].meta["val"] for at in (2, 3, 7, 11))  # type: ignore[union-attr]
+    heads, width, hidden = w1.shape
+    shape = Shape(heads, width, proj_weight.shape[0], hidden, w3.shape[1])
+    step = min(launch.tile.rows for launch in backward_launches(ARCHITECTURE, shape, y.element_size()))
+    programs = splits(shape, y.shape[0] * y.shape[1], step, MULTIPROCESSORS)
+    return 2.0 * programs * sum(gradient_sizes(shape)) * 4
 
 
 def _leaves(node: fx.Node, inside: set[fx.Node]) -> bool:

@@ -1,18 +1,22 @@
 """Twelve bottleneck + projection layers of ViT-Tiny: fused kernels against three ways of plain PyTorch.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_bottleneck.py
+    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_bottleneck.py                           # on a GPU
+    IBVIT_BENCHMARK=full PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_bottleneck.py      # on a CPU
 
 The peers: a loop over the heads as the paper's code has it, the batched reference, and that under torch.compile. Each
 must first agree with the reference. On a GPU, times are between CUDA events, over inputs that rotate through more than
-the L2 cache holds, bf16 over float32 parameters; results go to results/<gpu>-bottleneck.json. Without a GPU the same
-code runs at toy size on the CPU, reference and loop only, and writes nothing: it cannot rot.
+the L2 cache holds, bf16 over float32 parameters; on a CPU the fused one is the CPU library, float32. Results go to
+results/<device>-bottleneck.json. On a CPU without IBVIT_BENCHMARK the same code runs at toy size and writes nothing: it
+cannot rot.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,14 +26,15 @@ import triton
 from torch import Tensor
 
 from benchmarks.per_head_loop import per_head_loop
-from benchmarks.recording import COPY_BANDWIDTH, TENSOR_FLOPS, write_results
+from benchmarks.recording import COPY_BANDWIDTH, FULL, TENSOR_FLOPS, device_name, write_results
 from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
 from tests.ops.problem import Problem, make_problem, rms
 
 GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
 BLOCKS = 12
-BATCHES, TOKENS = ((64, 256, 1024), 196) if GPU else ((2,), 5)
+TIMED = GPU or FULL
+BATCHES, TOKENS = ((64, 256, 1024), 196) if GPU else ((4,), 196) if FULL else ((2,), 5)
 HEADS, WIDTH, HIDDEN, LATENT = 3, 64, 64, 32
 COLUMNS = HEADS * WIDTH
 ROTATION = 160 << 20  # bytes of inputs to walk through: more than three times an H200's L2
@@ -47,12 +52,14 @@ def batched(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def fused(problem: Problem) -> tuple[Tensor, Tensor]:
-    return bottleneck_write(*problem, impl="triton")
+    return bottleneck_write(*problem, impl="triton" if GPU else "native")
 
 
 WRITES: dict[str, Write] = {"per-head loop": looped, "batched reference": batched}
-if GPU:
-    WRITES |= {"compiled reference": torch.compile(batched, dynamic=False), "fused": fused}
+if TIMED:
+    WRITES["compiled reference"] = torch.compile(batched, dynamic=False)
+if GPU or api.why_not_native() is None:
+    WRITES["fused"] = fused
 
 
 def floor(batch: int, what: str) -> tuple[float, float, float]:
@@ -87,12 +94,16 @@ def layers(batch: int) -> list[Problem]:
 def record() -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {
         "what": f"{BLOCKS} layers, H={HEADS} D={WIDTH} h={HIDDEN} r={LATENT} C={COLUMNS}, {TOKENS} tokens, {DTYPE}",
-        "device": torch.cuda.get_device_name() if GPU else platform.processor(),
+        "device": device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()},
         "results": [],
     }
+    threads = torch.get_num_threads()
+    if not GPU:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     yield found
-    if GPU:
+    torch.set_num_threads(threads)
+    if TIMED:
         write_results(found, "bottleneck")
 
 
@@ -131,7 +142,9 @@ def test_twelve_layers(name, what, batch, benchmark, record):
 
     def timed(*args: Any) -> None:
         if not GPU:
+            begin = time.perf_counter()
             run(*args)
+            times.append(1e3 * (time.perf_counter() - begin))
             return
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(
@@ -143,16 +156,17 @@ def test_twelve_layers(name, what, batch, benchmark, record):
         end.synchronize()
         times.append(start.elapsed_time(end))
 
-    benchmark.pedantic(timed, setup=prepare, rounds=20 if GPU else 1, warmup_rounds=5 if GPU else 0)
-    if not GPU:
+    benchmark.pedantic(timed, setup=prepare, rounds=20 if TIMED else 1, warmup_rounds=5 if TIMED else 0)
+    if not TIMED:
         return
     milliseconds = statistics.median(times[5:])
     traffic, flops, least = floor(batch, what)
     result = {
-        "name": name, "what": what, "batch": batch, "ms": milliseconds, "GB/s": traffic / milliseconds / 1e6,
-        "TFLOP/s": flops / milliseconds / 1e9, "share of floor": 1e3 * least / milliseconds,
+        "name": name, "what": what, "batch": batch, "ms": milliseconds, "TFLOP/s": flops / milliseconds / 1e9,
         "MB saved for backward": saved_bytes(write, next(problems)) * BLOCKS / 1e6,
     }  # fmt: skip
+    if GPU:
+        result |= {"GB/s": traffic / milliseconds / 1e6, "share of floor": 1e3 * least / milliseconds}
     record["results"].append(result)
     print(
         "\n  "
@@ -201,7 +215,7 @@ def test_host_time_of_an_eager_call(what, benchmark, monkeypatch):
     leaves = [t.requires_grad_(what != "forward") for t in (problem.y, *problem.params, *problem[2:4])]
 
     def call() -> None:
-        update, kl = fused(problem)
+        update, kl = bottleneck_write(*problem, impl="triton")
         if what != "forward":
             torch.autograd.grad((update, kl), leaves, (update, kl))
 

@@ -30,6 +30,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import ibvit
+from benchmarks.recording import processor
 from ibvit.data.augment import MEAN, STD, Augmentation, normalised, train_plan
 from ibvit.data.folder import folder_loaders
 from ibvit.data.jpeg import plain_jpeg_size
@@ -91,8 +92,7 @@ def machine() -> str:
     """The processor and how much of it there is."""
     if CUDA:
         return f"{torch.cuda.get_device_name(0)}, {len(CORES)} cores"
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return f"{next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))}, {len(CORES)} cores"
+    return f"{processor()}, {len(CORES)} cores"
 
 
 class Plain:

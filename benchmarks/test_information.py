@@ -13,7 +13,6 @@ Shares are of the float32 multiply-add rate of a matrix product and the rate of 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import time
@@ -27,10 +26,10 @@ import torch
 from torch import Tensor
 
 import ibvit
+from benchmarks.recording import FULL, processor
 from ibvit_kernels import library, mixture_native
 from tests.information import truth
 
-FULL = os.environ.get("IBVIT_BENCHMARK") == "full"
 THREADS = 2
 COMPONENTS, PAIRS, ROUNDS = (50_000, 200_000_000, 5) if FULL else (500, 50_000, 2)
 PATCHES = 980_000 if FULL else 2_000
@@ -106,7 +105,7 @@ def record() -> Iterator[dict[str, Any]]:
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     result: dict[str, Any] = {
-        "machine": _processor(),
+        "machine": processor(),
         "threads": THREADS,
         "instruction_set": library.instruction_sets()[0],
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
@@ -123,12 +122,6 @@ def record() -> Iterator[dict[str, Any]]:
             rows = {row[key]: row for row in [*stored.get(section, []), *result[section]]}
             result[section] = list(rows.values())
         path.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _processor() -> str:
-    """The model of the processor, where Linux says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _rates(work: float, action: Callable[[], Any]) -> dict[str, float]:

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 SAMPLES, COMPONENTS = 20_000_000, 980_000
 SLICE = 1 << 20
-LONGEST = 25.0
+LONGEST = 10.0
 GATE = 2e-5  # nats, rms
 # What one multiprocessor issues a clock, and the dense float16 rate of an H200, to give shares a scale.
 ISSUE, EXP2 = 128, 16

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import ibvit
-from benchmarks.recording import write_results
+from benchmarks.recording import device_name, write_results
 from ibvit.config import TrainConfig
 from ibvit.data.types import Batch
 from ibvit.training import make_deterministic
@@ -43,7 +43,7 @@ CLASSES = 100
 def test_scaling(tmp_path: Path) -> None:
     found: dict[str, Any] = {
         "what": "one optimiser step of IB-ViT-Tiny, 224 px, resident batch, compiled under DDP",
-        "device": torch.cuda.get_device_name() if GPU else platform.processor(),
+        "device": device_name(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "results": [],
     }

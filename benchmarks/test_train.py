@@ -1,20 +1,24 @@
 """The whole training step: every way to run it, in one table from one run.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py                    # table
-    IBVIT_PROFILE=1 PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py    # and the top kernels by time
+    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py                         # table
+    IBVIT_PROFILE=1 PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py         # and the top kernels
+    IBVIT_BENCHMARK=full PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py    # table of a CPU
 
-ViT-Tiny at 224 px on a resident batch, bf16, one optimiser step with all that training does in it. On a GPU, writes
-results/<gpu>-train.json (and <gpu>-profile.json). Without one, two small blocks run the same code and write nothing;
-there torch.compile traces and differentiates, but generates no code. A variant's losses must first agree with the
-eager reference's. The fused kernels run only on a GPU: an interpreted step says nothing.
+One optimiser step on a resident batch, with all that training does in it. On a GPU: ViT-Tiny at 224 px, bf16; writes
+results/<gpu>-train.json (and <gpu>-profile.json). On a CPU: the model of the digits recipe in float32, written with
+IBVIT_BENCHMARK=full only; the compiled ways are then traced and differentiated, but no code is generated nor timed. A
+variant's losses must first agree with the eager reference's. Triton's kernels run only on a GPU: an interpreted step
+says nothing.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,20 +30,22 @@ import torch
 
 import ibvit
 from benchmarks.per_head_loop import per_head_loop
-from benchmarks.recording import TENSOR_FLOPS, write_results
+from benchmarks.recording import FULL, TENSOR_FLOPS, device_name, write_results
 from benchmarks.step_graph import eager_launches, fused_launches, trace
 from ibvit.config import TrainConfig
+from ibvit.data.recipes import RECIPES
 from ibvit.data.types import Batch
+from ibvit.ops.api import why_not_native
 from ibvit.training import make_deterministic
 from ibvit.training.distributed import Processes
 from ibvit.training.step import TrainStep
 
 GPU = torch.cuda.is_available()
-BATCHES = (64, 256, 1024) if GPU else (4,)
-TABLE_BATCH = 256 if GPU else 4  # where every variant runs; at the others those that decide
-MODEL: dict[str, Any] = {} if GPU else {"depth": 2, "img_size": 32}
+BATCHES = (64, 256, 1024) if GPU else (32,)
+TABLE_BATCH = 256 if GPU else 32  # where every variant runs; at the others those that decide
+MODEL: dict[str, Any] = {} if GPU else {"img_size": 8, **RECIPES["digits"].model_args}
 CLASSES = 100
-WARMUP, ROUNDS, STEPS = (15, 7, 20) if GPU else (1, 1, 1)
+WARMUP, ROUNDS, STEPS = (15, 7, 10) if GPU else (10, 15, 20) if FULL else (1, 1, 1)
 GFLOP = {"full": 7.60, "ib": 8.18}  # an image, forward and backward, as benchmarks/step_graph.py counts them
 TOLERANCE = 0.02  # of the loss after the warm-up's steps, bf16 against bf16
 
@@ -52,6 +58,8 @@ VARIANTS = {
     "ib, reference, eager": BASE,
     "ib, reference, compiled": COMPILED,
 }
+if not GPU and why_not_native() is None:
+    VARIANTS["ib, fused"] = replace(BASE, impl="native")
 if GPU:
     FUSED = replace(BASE, impl="triton")
     VARIANTS |= {
@@ -114,17 +122,23 @@ class Running:
 @pytest.fixture(scope="module")
 def record() -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {
-        "what": "one optimiser step of ViT-Tiny, 224 px, bf16, resident batch",
-        "device": torch.cuda.get_device_name() if GPU else platform.processor(),
+        "what": f"one step on a resident batch, {'ViT-Tiny, 224 px, bf16' if GPU else 'digits recipe, float32'}",
+        "device": device_name(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "results": [],
     }
-    yield found
+    threads = torch.get_num_threads()
     if not GPU:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield found
+    torch.set_num_threads(threads)
+    if not (GPU or FULL):
         return
-    baseline = {row["batch"]: row["ms"] for row in found["results"] if row["name"] == "full, compiled"}
+    peer = "full, compiled" if GPU else "full, eager"
+    baseline = {row["batch"]: row["ms"] for row in found["results"] if row["name"] == peer}
     for row in found["results"]:
-        row["ratio to full, compiled"] = row["ms"] / baseline[row["batch"]]
+        if row["batch"] in baseline:
+            row[f"ratio to {peer}"] = row["ms"] / baseline[row["batch"]]
         print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()))
     write_results(found, "train")
 
@@ -141,24 +155,31 @@ def reference_loss(attention: str, batch: int) -> float:
 def test_step(name: str, batch: int, record: dict[str, Any]) -> None:
     expected = reference_loss(VARIANTS[name].attention, batch)
     if GPU:
+        gc.collect()  # a step and its graph refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with Running(name, batch) as run:
         run(WARMUP)
         assert run.loss() == pytest.approx(expected, rel=TOLERANCE)
-        if not GPU:
+        if not GPU and (not FULL or VARIANTS[name].compile):
             return
         milliseconds = statistics.median(milliseconds_of(lambda: run(STEPS)) / STEPS for _ in range(ROUNDS))
-        rate = 1e3 * batch / milliseconds
-        record["results"].append({
-            "name": name, "batch": batch, "ms": milliseconds, "images/s": rate,
-            "peak GiB": torch.cuda.max_memory_allocated() / 2**30, "kernels a step": len(kernels(run)),
-            "share of the tensor-core limit": rate * 1e9 * GFLOP[VARIANTS[name].attention] / TENSOR_FLOPS,
-        })  # fmt: skip
+        row = {"name": name, "batch": batch, "ms": milliseconds, "images/s": 1e3 * batch / milliseconds}
+        if GPU:
+            row |= {
+                "peak GiB": torch.cuda.max_memory_allocated() / 2**30, "kernels a step": len(kernels(run)),
+                "share of the tensor-core limit":
+                    row["images/s"] * 1e9 * GFLOP[VARIANTS[name].attention] / TENSOR_FLOPS,
+            }  # fmt: skip
+        record["results"].append(row)
 
 
 def milliseconds_of(work: Callable[[], None]) -> float:
-    """Time on the device between two events."""
+    """Time on the device between two events; on a CPU as the clock has it."""
+    if not GPU:
+        begin = time.perf_counter()
+        work()
+        return 1e3 * (time.perf_counter() - begin)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -170,6 +191,8 @@ def milliseconds_of(work: Callable[[], None]) -> float:
 
 def kernels(run: Running) -> list[Any]:
     """The device's events of one step (the processor's operators where there is no GPU)."""
+    if GPU:
+        torch.cuda.synchronize()
     activity = torch.profiler.ProfilerActivity.CUDA if GPU else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profile:
         run()

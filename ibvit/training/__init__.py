@@ -105,9 +105,12 @@ def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def make_deterministic(seed: int) -> None:
-    """Same numbers each time: no atomics where torch has a choice; random state from the seed."""
+    """Same numbers each time: operators that are not deterministic are left alone or raise; random state from the seed.
+
+    Merely to be warned is not enough: attention's backward pass keeps its atomics then.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # else each new tensor is first filled with NaN
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)

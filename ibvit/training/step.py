@@ -6,6 +6,7 @@ on the device, and are read by who needs them, when he needs them.
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from typing import Any
 
@@ -60,10 +61,11 @@ class TrainStep:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+        parts = [_ready_to_copy(part, self.device) for part in (batch.images, batch.labels)]
         if self.graph is None:
-            self.run(*(part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels)))
+            self.run(*(part.to(self.device, non_blocking=True) for part in parts))
         else:
-            self.graph(batch.images, batch.labels)
+            self.graph(*parts)
 
     def run(self, images: Tensor, labels: Tensor) -> None:
         """The device's part: nothing in here depends on a number that the host would have to read."""
@@ -139,9 +141,15 @@ class _Graph:
             for group in self.step.optimizer.param_groups:
                 group["capturable"] = True  # of a fused optimiser only this flag is asked for
             # Loaders copy in threads of their own meanwhile: only this thread must keep from synchronising.
+            gc.collect()  # nothing that is freed during the capture may belong to another graph
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.step.run(*self.inputs)
         self.graph.replay()
+
+
+def _ready_to_copy(part: Tensor, device: torch.device) -> Tensor:
+    """Pinned, if it has to go to a GPU: the host waits for copies from any other memory."""
+    return part.pin_memory() if device.type == "cuda" and not part.is_cuda else part
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:

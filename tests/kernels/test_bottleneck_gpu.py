@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +36,8 @@ def compile_kernels(case: tuple[str, str]) -> None:
     """One small forward and backward pass; the kernels are those of any batch, and Triton keeps them on disk."""
     name, dtype = case
     heads, width, columns, hidden, latent, *_ = MODELS[name]
-    gradients(make_problem(heads, width, columns, hidden, latent, 1, 5).cast(DTYPES[dtype], "cuda"), "triton")
+    with contextlib.suppress(Exception):  # a case that does not compile fails in its own test
+        gradients(make_problem(heads, width, columns, hidden, latent, 1, 5).cast(DTYPES[dtype], "cuda"), "triton")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ibvit.training import train
+import ibvit
+from ibvit.data.types import Batch
+from ibvit.training import make_deterministic, train
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
+from ibvit.training.step import TrainStep
 from tests.training.runs import SMALL, curve, elsewhere, make_trainer
 
 pytestmark = pytest.mark.gpu
@@ -70,6 +73,22 @@ def test_a_graph_draws_fresh_noise():
             losses.append(float(trainer.step.sums[0] - before))
     assert trainer.step.graph.graph is not None
     assert len(set(losses)) == len(losses)
+
+
+def test_many_tokens_in_low_precision_repeat_bit_for_bit():
+    """196 tokens: attention's backward pass has several blocks of keys to add up."""
+    images, labels = torch.randn(8, 3, 224, 224, device="cuda"), torch.arange(8, device="cuda")
+    config = replace(ON_GPU, batch_size=8, lr=1e-3, amp="bf16")
+    results = []
+    with Processes.from_environment("cuda") as alone:
+        for _ in range(2):
+            make_deterministic(0)
+            model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=8, depth=2).cuda().train()
+            step = TrainStep(model, config, alone)
+            for _ in range(5):
+                step(Batch(images, labels, labels), lr=1e-3, beta=0.1)
+            results.append([parameter.detach() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"amp": "fp16"}, *WAYS.values(), {"cuda_graph": True, "amp": "fp16"}], ids=str)
