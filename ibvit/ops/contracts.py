@@ -107,14 +107,15 @@ class Fused:
         with torch._C._AutoDispatchBelowAutograd():
             return self.forward.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 
-    def _gradients(self, ctx: Any, d_update: Tensor, d_kl: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def _gradients(self, ctx: Any, d_update: Tensor | None, d_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         y, params = saved[0], saved[1 : _PARAM_COUNT + 1]
-        d_update, d_kl = d_update.contiguous(), d_kl.contiguous()
+        d_update = y.new_zeros(ctx.update_shape) if d_update is None else d_update.contiguous()
+        d_kl = y.new_zeros(ctx.kl_shape, dtype=torch.float32) if d_kl is None else d_kl.contiguous()
         d_y, d_inner, *outer = self.backward(d_update.to(y.dtype), d_kl, *saved, ctx.block)
         *inner, _, d_proj_bias = d_inner.split(self._kernels.gradient_sizes(self._shape(params)))
         grads = (*inner, *outer, d_proj_bias)
-        d_params = (grad.view_as(param).to(param.dtype) for grad, param in zip(grads, params, strict=True))
+        d_params = (grad.view(param.shape).to(param.dtype) for grad, param in zip(grads, params, strict=True))
         return d_y, *d_params, d_update if ctx.has_residual else None, None, None
 
 
@@ -130,12 +131,14 @@ class _Differentiable(torch.autograd.Function):
         y, params, (residual, key, block) = inputs[0], inputs[1 : _PARAM_COUNT + 1], inputs[_PARAM_COUNT + 1 :]
         ctx.save_for_backward(y, *params, *output[2:], key)
         ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)  # else those of the packed parameters are made as well
+        ctx.update_shape, ctx.kl_shape = output[0].shape, output[1].shape
         ctx.fused, ctx.block, ctx.has_residual = fused, block, residual is not None
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.fused._gradients(ctx, *gradients)
+    def backward(ctx: Any, d_update: Tensor | None, d_kl: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.fused._gradients(ctx, d_update, d_kl)
 
 
 def _no_double_backward(ctx: Any, *_: Any) -> None:
