@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "instruction_sets.h"
@@ -74,19 +75,106 @@ void for_parts(int64_t parts, int64_t scratch_floats, int32_t threads, const Wor
       &state, threads);
 }
 
-// rows x columns of a matrix, element (i, j) at from[i * row + j * step], into rows of `stride`.
-void copy(const float* from, int64_t row, int64_t step, int32_t rows, int32_t columns, float* to, int64_t stride) {
-  for (int32_t i = 0; i < rows; ++i) {
-    for (int32_t j = 0; j < columns; ++j) to[i * stride + j] = from[i * row + j * step];
+// rows x columns of a matrix with rows of `from_stride` into one with rows of `to_stride`.
+void copy(const float* from, int64_t from_stride, int32_t rows, int32_t columns, float* to, int64_t to_stride) {
+  for (int32_t i = 0; i < rows; ++i) std::copy_n(from + i * from_stride, columns, to + i * to_stride);
+}
+
+// The same, transposed: to has `columns` rows.
+void transpose(const float* from, int64_t from_stride, int32_t rows, int32_t columns, float* to, int64_t to_stride) {
+  for (int32_t j = 0; j < columns; ++j) {
+    for (int32_t i = 0; i < rows; ++i) to[j * to_stride + i] = from[i * from_stride + j];
   }
 }
 
-// A head's matrix [rows, columns] into its place among the weights, and transposed.
-void place(
-    const float* from, int32_t rows, int32_t columns, int32_t wide_rows, int32_t wide_columns, float* to,
-    float* transposed) {
-  copy(from, columns, 1, rows, columns, to, wide_columns);
-  copy(from, 1, columns, columns, rows, transposed, wide_rows);
+// The parameters, in the order of the interface.
+struct Parameters {
+  const float *w1, *b1, *w2, *b2, *w3, *b3, *w4, *b4, *proj_weight, *proj_bias;
+};
+
+struct Gradients {
+  float *w1, *b1, *w2, *b2, *w3, *b3, *w4, *b4, *proj_weight, *proj_bias;
+};
+
+template <typename Named, typename Pointer>
+Named named(Pointer const* p) {
+  return {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
+}
+
+// Floats of scratch memory for pack_head and unpack_head: a padded factor, and a product.
+int64_t map_floats(const Layout& l) {
+  return 2 * int64_t(l.wide_width) * std::max(l.wide_columns, l.wide_hidden);
+}
+
+void pack_head(
+    const Layout& l, const BottleneckKernel& kernel, const Parameters& p, int64_t head, float* weights, float* biases,
+    float* scratch) {
+  const int64_t h = l.hidden, r = l.latent, d = l.width, total = l.heads * d;
+  float* to = weights + head * 2 * l.weights;
+  float* transposed = to + l.weights;
+  std::fill_n(to, 2 * l.weights, 0.0f);
+  copy(p.w1 + head * d * h, h, d, h, to, l.wide_hidden);
+  transpose(p.w1 + head * d * h, h, d, h, transposed, l.wide_width);
+  for (int64_t half = 0; half < 2; ++half) {  // mu, rho
+    const float* w2 = p.w2 + (head * h * 2 + half) * r;
+    copy(w2, 2 * r, h, r, to + l.w2 + half * l.wide_latent, 2 * l.wide_latent);
+    transpose(w2, 2 * r, h, r, transposed + l.w2 + half * l.wide_latent * l.wide_hidden, l.wide_hidden);
+  }
+  copy(p.w3 + head * r * h, h, r, h, to + l.w3, l.wide_hidden);
+  transpose(p.w3 + head * r * h, h, r, h, transposed + l.w3, l.wide_latent);
+
+  float* wo = scratch;  // transposed: [D, C]
+  float* w4 = scratch + map_floats(l) / 2;
+  std::fill_n(scratch, map_floats(l), 0.0f);
+  transpose(p.proj_weight + head * d, total, l.columns, d, wo, l.wide_columns);
+  copy(p.w4 + head * h * d, d, h, d, w4, d);
+  kernel.multiply(l.wide_hidden, l.wide_columns, d, w4, d, 1, wo, l.wide_columns, to + l.merged, l.wide_columns);
+  transpose(to + l.merged, l.wide_columns, h, l.columns, transposed + l.merged, l.wide_hidden);
+
+  float* own = biases + head * l.biases;
+  std::fill_n(own, l.biases, 0.0f);
+  std::copy_n(p.b1 + head * h, h, own);
+  copy(p.b2 + head * 2 * r, r, 2, r, own + l.b2, l.wide_latent);
+  std::copy_n(p.b3 + head * h, h, own + l.b3);
+}
+
+// From the gradients of a head's packed weights to those of its parameters.
+void unpack_head(
+    const Layout& l, const BottleneckKernel& kernel, const float* packed, const float* d_out_bias, const Parameters& p,
+    const Gradients& to, int64_t head, float* scratch) {
+  const int64_t h = l.hidden, r = l.latent, d = l.width, total = l.heads * d;
+  const float* biases = packed + l.weights;
+  copy(packed, l.wide_hidden, d, h, to.w1 + head * d * h, h);
+  std::copy_n(biases, h, to.b1 + head * h);
+  for (int64_t half = 0; half < 2; ++half) {
+    copy(packed + l.w2 + half * l.wide_latent, 2 * l.wide_latent, h, r, to.w2 + (head * h * 2 + half) * r, 2 * r);
+  }
+  copy(biases + l.b2, l.wide_latent, 2, r, to.b2 + head * 2 * r, r);
+  copy(packed + l.w3, l.wide_hidden, r, h, to.w3 + head * r * h, h);
+  std::copy_n(biases + l.b3, h, to.b3 + head * h);
+
+  // merged = W4 Wo^T and out bias = sum of Wo b4 + bo, so d_W4 = d_merged Wo and d_Wo = d_merged^T W4 + d_out_bias b4^T.
+  const float* d_merged = packed + l.merged;
+  const float* wo = p.proj_weight + head * d;
+  float* factor = scratch;
+  float* product = scratch + map_floats(l) / 2;
+  std::fill_n(factor, map_floats(l) / 2, 0.0f);
+  copy(wo, total, l.columns, d, factor, l.wide_width);
+  kernel.multiply(l.wide_hidden, l.wide_width, l.columns, d_merged, l.wide_columns, 1, factor, l.wide_width, product,
+                  l.wide_width);
+  copy(product, l.wide_width, h, d, to.w4 + head * h * d, d);
+  std::fill_n(factor, map_floats(l) / 2, 0.0f);
+  copy(p.w4 + head * h * d, d, h, d, factor, l.wide_width);
+  kernel.multiply(l.wide_columns, l.wide_width, h, d_merged, 1, l.wide_columns, factor, l.wide_width, product,
+                  l.wide_width);
+  const float* b4 = p.b4 + head * d;
+  float* d_b4 = to.b4 + head * d;
+  std::fill_n(d_b4, d, 0.0f);
+  for (int32_t c = 0; c < l.columns; ++c) {
+    float* d_wo = to.proj_weight + c * total + head * d;
+    for (int64_t j = 0; j < d; ++j) d_wo[j] = product[c * l.wide_width + j] + d_out_bias[c] * b4[j];
+    for (int64_t j = 0; j < d; ++j) d_b4[j] += d_out_bias[c] * wo[c * total + j];
+  }
 }
 
 Pass pass_of(
@@ -113,54 +201,6 @@ int32_t tokens_of(const Pass& pass, int64_t tile) {
   return int32_t(std::min<int64_t>(kTileTokens, pass.rows - tile * kTileTokens));
 }
 
-// From the gradients of the packed weights to those of the parameters.
-void unpack_gradients(
-    const Layout& l, const BottleneckKernel& kernel, const float* gradients, const float* const* parameters,
-    float* const* d_parameters) {
-  const int64_t total = int64_t(l.heads) * l.width;
-  const float* d_out_bias = gradients + l.heads * l.head_gradients;
-  std::vector<float> padded_map(int64_t(std::max(l.wide_columns, l.wide_hidden)) * l.wide_width);
-  std::vector<float> product(padded_map.size());
-  for (int32_t head = 0; head < l.heads; ++head) {
-    const float* d_w = gradients + head * l.head_gradients;
-    const float* d_b = d_w + l.weights;
-    const int64_t h = l.hidden, r = l.latent;
-    copy(d_w, l.wide_hidden, 1, l.width, l.hidden, d_parameters[0] + head * l.width * h, h);
-    copy(d_b, 0, 1, 1, l.hidden, d_parameters[1] + head * h, h);
-    for (int64_t half = 0; half < 2; ++half) {  // mu, rho
-      copy(d_w + l.w2 + half * l.wide_latent, 2 * l.wide_latent, 1, l.hidden, l.latent,
-           d_parameters[2] + (head * h * 2 + half) * r, 2 * r);
-      copy(d_b + l.b2 + half * l.wide_latent, 0, 1, 1, l.latent, d_parameters[3] + (head * 2 + half) * r, r);
-    }
-    copy(d_w + l.w3, l.wide_hidden, 1, l.latent, l.hidden, d_parameters[4] + head * r * h, h);
-    copy(d_b + l.b3, 0, 1, 1, l.hidden, d_parameters[5] + head * h, h);
-
-    // merged = W4 Wo^T, out bias = sum of Wo b4 + bo: d_W4 = d_merged Wo, d_Wo = d_merged^T W4 + d_bias b4^T.
-    const float* d_merged = d_w + l.merged;
-    const float* wo = parameters[8] + head * l.width;
-    std::fill(padded_map.begin(), padded_map.end(), 0.0f);
-    copy(wo, total, 1, l.columns, l.width, padded_map.data(), l.wide_width);
-    kernel.multiply(l.wide_hidden, l.wide_width, l.columns, d_merged, l.wide_columns, 1, padded_map.data(),
-                    l.wide_width, product.data(), l.wide_width);
-    copy(product.data(), l.wide_width, 1, l.hidden, l.width, d_parameters[6] + head * h * l.width, l.width);
-    float* d_b4 = d_parameters[7] + int64_t(head) * l.width;
-    std::fill(d_b4, d_b4 + l.width, 0.0f);
-    for (int32_t c = 0; c < l.columns; ++c) {
-      for (int32_t d = 0; d < l.width; ++d) d_b4[d] += d_out_bias[c] * wo[c * total + d];
-    }
-    std::fill(padded_map.begin(), padded_map.end(), 0.0f);
-    copy(parameters[6] + head * h * l.width, l.width, 1, l.hidden, l.width, padded_map.data(), l.wide_width);
-    kernel.multiply(l.wide_columns, l.wide_width, l.hidden, d_merged, 1, l.wide_columns, padded_map.data(),
-                    l.wide_width, product.data(), l.wide_width);
-    const float* b4 = parameters[7] + int64_t(head) * l.width;
-    float* d_wo = d_parameters[8] + int64_t(head) * l.width;
-    for (int32_t c = 0; c < l.columns; ++c) {
-      for (int32_t d = 0; d < l.width; ++d) d_wo[c * total + d] = product[c * l.wide_width + d] + d_out_bias[c] * b4[d];
-    }
-  }
-  copy(d_out_bias, 0, 1, 1, l.columns, d_parameters[9], l.columns);
-}
-
 }  // namespace
 
 extern "C" {
@@ -173,47 +213,20 @@ int64_t ibvit_bottleneck_biases(ibvit_bottleneck_sizes sizes) {
 }
 
 int32_t ibvit_bottleneck_pack(
-    ibvit_bottleneck_sizes sizes, const float* const* parameters, float* weights, float* biases,
+    ibvit_bottleneck_sizes sizes, const float* const* parameters, float* weights, float* biases, int32_t threads,
     int32_t instruction_set) try {
   const InstructionSet* set = ::instruction_set(instruction_set);
   if (set == nullptr) return IBVIT_NO_SUCH_INSTRUCTION_SET;
   const Layout l = layout_of(sizes);
-  const auto [w1, b1, w2, b2, w3, b3, w4, b4, proj_weight, proj_bias] =
-      *reinterpret_cast<const float* const(*)[IBVIT_BOTTLENECK_PARAMETERS]>(parameters);
-  const int64_t h = l.hidden, r = l.latent, total = int64_t(l.heads) * l.width;
-  std::fill(weights, weights + l.heads * 2 * l.weights, 0.0f);
-  std::fill(biases, biases + l.heads * l.biases + l.wide_columns, 0.0f);
+  const auto p = named<Parameters>(parameters);
+  for_parts(l.heads, map_floats(l), threads, [&](int64_t head, float* scratch) {
+    pack_head(l, *set->bottleneck, p, head, weights, biases, scratch);
+  });
   float* out_bias = biases + l.heads * l.biases;
-  copy(proj_bias, 0, 1, 1, l.columns, out_bias, l.columns);
-  std::vector<float> map(int64_t(l.width) * l.wide_columns);  // Wo^T of one head
-  for (int32_t head = 0; head < l.heads; ++head) {
-    float* to = weights + head * 2 * l.weights;
-    float* transposed = to + l.weights;
-    place(w1 + head * l.width * h, l.width, l.hidden, l.wide_width, l.wide_hidden, to, transposed);
-    const float* own_w2 = w2 + head * h * 2 * r;
-    for (int64_t half = 0; half < 2; ++half) {  // mu, rho
-      const int64_t column = half * l.wide_latent;
-      copy(own_w2 + half * r, 2 * r, 1, l.hidden, l.latent, to + l.w2 + column, 2 * l.wide_latent);
-      copy(own_w2 + half * r, 1, 2 * r, l.latent, l.hidden, transposed + l.w2 + column * l.wide_hidden, l.wide_hidden);
-    }
-    place(w3 + head * r * h, l.latent, l.hidden, l.wide_latent, l.wide_hidden, to + l.w3, transposed + l.w3);
-    const float* wo = proj_weight + head * l.width;
-    std::fill(map.begin(), map.end(), 0.0f);
-    copy(wo, 1, total, l.width, l.columns, map.data(), l.wide_columns);
-    std::vector<float> own_w4(int64_t(l.wide_hidden) * l.width);
-    copy(w4 + head * h * l.width, l.width, 1, l.hidden, l.width, own_w4.data(), l.width);
-    set->bottleneck->multiply(l.wide_hidden, l.wide_columns, l.width, own_w4.data(), l.width, 1, map.data(),
-                              l.wide_columns, to + l.merged, l.wide_columns);
-    copy(to + l.merged, 1, l.wide_columns, l.wide_columns, l.wide_hidden, transposed + l.merged, l.wide_hidden);
-    float* own = biases + head * l.biases;
-    copy(b1 + head * h, 0, 1, 1, l.hidden, own, l.hidden);
-    for (int64_t half = 0; half < 2; ++half) {
-      copy(b2 + (head * 2 + half) * r, 0, 1, 1, l.latent, own + l.b2 + half * l.wide_latent, l.latent);
-    }
-    copy(b3 + head * h, 0, 1, 1, l.hidden, own + l.b3, l.hidden);
-    for (int32_t c = 0; c < l.columns; ++c) {
-      for (int32_t d = 0; d < l.width; ++d) out_bias[c] += b4[int64_t(head) * l.width + d] * wo[c * total + d];
-    }
+  std::fill_n(out_bias, l.wide_columns, 0.0f);
+  const int64_t total = int64_t(l.heads) * l.width;
+  for (int32_t c = 0; c < l.columns; ++c) {
+    out_bias[c] = std::inner_product(p.b4, p.b4 + total, p.proj_weight + c * total, p.proj_bias[c]);
   }
   return IBVIT_OK;
 } catch (const std::bad_alloc&) {
@@ -259,10 +272,20 @@ int32_t ibvit_bottleneck_backward(
           pass, tile * kTileTokens, tokens_of(pass, tile), scratch, &gradients[part * layout.gradients]);
     }
   });
-  for (int64_t part = 1; part < parts; ++part) {
-    for (int64_t i = 0; i < layout.gradients; ++i) gradients[i] += gradients[part * layout.gradients + i];
-  }
-  unpack_gradients(layout, *set->bottleneck, gradients.data(), parameters, d_parameters);
+  const auto add_parts = [&](int64_t first, int64_t count) {
+    for (int64_t part = 1; part < parts; ++part) {
+      const float* more = &gradients[part * layout.gradients + first];
+      for (int64_t i = 0; i < count; ++i) gradients[first + i] += more[i];
+    }
+    return &gradients[first];
+  };
+  const auto to = named<Gradients>(d_parameters);
+  const float* d_out_bias = add_parts(layout.heads * layout.head_gradients, layout.wide_columns);
+  std::copy_n(d_out_bias, layout.columns, to.proj_bias);
+  for_parts(layout.heads, map_floats(layout), threads, [&](int64_t head, float* scratch) {
+    const float* packed = add_parts(head * layout.head_gradients, layout.head_gradients);
+    unpack_head(layout, *set->bottleneck, packed, d_out_bias, named<Parameters>(parameters), to, head, scratch);
+  });
   return IBVIT_OK;
 } catch (const std::bad_alloc&) {
   return IBVIT_OUT_OF_MEMORY;

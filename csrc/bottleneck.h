@@ -15,9 +15,8 @@ struct ibvit_bottleneck_sizes {
   int32_t heads, width, columns, hidden, latent;
 };
 
-// In this order everywhere: w1 [H, D, h], b1 [H, h], w2 [H, h, 2r], b2 [H, 2r], w3 [H, r, h], b3 [H, h], w4 [H, h, D],
-// b4 [H, D], proj_weight [C, H D], proj_bias [C].
-enum { IBVIT_BOTTLENECK_PARAMETERS = 10 };
+// Parameters, everywhere in this order: w1 [H, D, h], b1 [H, h], w2 [H, h, 2r], b2 [H, 2r], w3 [H, r, h], b3 [H, h],
+// w4 [H, h, D], b4 [H, D], proj_weight [C, H D], proj_bias [C].
 
 // Numbers of floats that ibvit_bottleneck_pack writes.
 IBVIT_API int64_t ibvit_bottleneck_weights(struct ibvit_bottleneck_sizes sizes);
@@ -29,6 +28,7 @@ IBVIT_API int32_t ibvit_bottleneck_pack(
     const float* const* parameters,
     float* weights,
     float* biases,
+    int32_t threads,
     int32_t instruction_set);
 
 IBVIT_API int32_t ibvit_bottleneck_forward(

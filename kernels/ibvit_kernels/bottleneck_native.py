@@ -59,7 +59,7 @@ def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
     """
     packed = Packed(torch.empty(shape.heads, shape.weights_per_head, dtype=dtype), torch.empty(shape.biases))
     params = [param.float().contiguous() for param in params]
-    call("pack", _sizes(shape), _addresses(params), packed.weights.data_ptr(), packed.biases.data_ptr())
+    call("pack", shape, _addresses(params), *(x.data_ptr() for x in packed))
     return packed
 
 
@@ -72,8 +72,8 @@ def forward(
     kl = y.new_empty(batch, shape.heads, tokens)
     operands = [y, *packed, key.contiguous()]
     call(
-        "forward", _sizes(shape), batch, tokens, *(x.data_ptr() for x in operands), block, update.data_ptr(),
-        kl.data_ptr(), torch.get_num_threads(),
+        "forward", shape, batch, tokens, *(x.data_ptr() for x in operands), block, update.data_ptr(),
+        kl.data_ptr(),
     )  # fmt: skip
     return update if residual is None else (residual + update).to(residual.dtype), kl
 
@@ -98,9 +98,8 @@ def backward(
     outer = tuple(torch.empty_like(params[i]) for i in (6, 7, 8))
     operands = [x.data_ptr() for x in (d_update, d_kl, y)]
     call(
-        "backward", _sizes(shape), batch, tokens, *operands, _addresses(params), *(x.data_ptr() for x in packed),
+        "backward", shape, batch, tokens, *operands, _addresses(params), *(x.data_ptr() for x in packed),
         key.contiguous().data_ptr(), block, d_y.data_ptr(), _addresses([*inner, *outer, d_proj_bias]),
-        torch.get_num_threads(),
     )  # fmt: skip
     return d_y, d_inner, *outer
 
@@ -109,9 +108,10 @@ instruction_set: str | None = None
 """Which of `library.instruction_sets()` runs; None: the fastest. For tests."""
 
 
-def call(name: str, *arguments: object) -> None:
+def call(name: str, shape: Shape, *arguments: object) -> None:
     function = getattr(library.load(), f"ibvit_bottleneck_{name}")
-    library.check(function(*arguments, library.instruction_set_index(instruction_set)))
+    chosen = library.instruction_set_index(instruction_set)
+    library.check(function(_sizes(shape), *arguments, torch.get_num_threads(), chosen))
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for count in (library.ibvit_bottleneck_weights, library.ibvit_bottleneck_biases):
         count.argtypes = [Sizes]
         count.restype = i64
-    library.ibvit_bottleneck_pack.argtypes = [Sizes, array, array, array, i32]
+    library.ibvit_bottleneck_pack.argtypes = [Sizes, array, array, array, i32, i32]
     library.ibvit_bottleneck_forward.argtypes = [Sizes, i64, i32, *[array] * 4, i32, array, array, i32, i32]
     library.ibvit_bottleneck_backward.argtypes = [Sizes, i64, i32, *[array] * 7, i32, array, array, i32, i32]
     return library
