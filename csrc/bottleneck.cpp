@@ -13,9 +13,9 @@
 
 namespace {
 
-constexpr int64_t kTilesAPart = 16;  // at least, beyond kParts parts
-constexpr int64_t kParts = 4;
-constexpr int64_t kMostParts = 64;
+// Tokens are divided into parts with gradients of their own: four, or more of at least so many tiles each.
+constexpr int64_t kParts = 4, kMostParts = 16;
+constexpr int64_t kTilesAPart = 16;
 
 int32_t padded(int32_t extent) { return (extent + kBlock - 1) / kBlock * kBlock; }
 

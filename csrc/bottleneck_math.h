@@ -1,4 +1,5 @@
-// GELU and Gaussian noise in vectors: the arithmetic of kernels/ibvit_kernels/bottleneck_math.py. NaN stays NaN.
+// GELU and Gaussian noise in vectors: the arithmetic of kernels/ibvit_kernels/bottleneck_math.py. NaN that
+// arithmetic makes stays NaN.
 #ifndef IBVIT_BOTTLENECK_MATH_H
 #define IBVIT_BOTTLENECK_MATH_H
 
@@ -8,7 +9,7 @@ namespace {
 
 inline Floats absolute(Floats x) { return (Floats)((Words)x & 0x7FFFFFFFu); }
 
-// exp(x), or 2^-126 where that is more; x <= 87. The remainder of x to the nearest multiple of log 2 is exact.
+// exp(x), or 2^-126 where that is more; x <= 87. x less the nearest multiple of log 2, whose parts are exact products.
 inline Floats exponential(Floats x) {
   const float log2e = 1.4426950408889634f;
   x = x < splat(-87.336544f) ? splat(-87.336544f) : x;

@@ -1,6 +1,6 @@
 // The inner loops of the mixture sums, compiled once for each instruction set (see vector.h).
 //
-// A translation unit defines IBVIT_LANES (floats a register) and IBVIT_KERNEL (the name of its Kernel) and includes
+// A translation unit defines IBVIT_LANES (floats a register) and IBVIT_KERNEL (the name of its MixtureKernel) and includes
 // this file.
 #ifndef IBVIT_MIXTURE_KERNEL_H
 #define IBVIT_MIXTURE_KERNEL_H

@@ -105,5 +105,5 @@ def test_environment(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["ibvit", "env"])
     cli.main()
     shown = capsys.readouterr().out
-    for word in ("python", "torch", "timm", "triton", "cores", "fused bottleneck", "estimator, CPU"):
+    for word in ("python", "torch", "timm", "triton", "cores", "bottleneck, CPU", "bottleneck, GPU", "estimator, CPU"):
         assert word in shown

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ibvit.ops import reference
 from ibvit.ops.contracts import NATIVE, TRITON
-from ibvit.ops.noise import MAX_BLOCKS
+from ibvit.ops.noise import MAX_BLOCKS, MAX_HEADS, MAX_LATENTS
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
 Impl = Literal["auto", "triton", "native", "reference"]
@@ -78,9 +78,10 @@ def bottleneck_write(
     _, width, hidden = params.w1.shape
     chosen = _choose(impl, y.device.type, y.dtype, width, hidden, params.w3.shape[1])
     if chosen != "reference":
-        y, residual = y.contiguous(), None if residual is None else residual.contiguous()
         fused = TRITON if chosen == "triton" else NATIVE
-        return BottleneckWrite(*fused.write(y, (*params, proj_weight, proj_bias), residual, key, block))
+        dense = [tensor.contiguous() for tensor in (*params, proj_weight, proj_bias)]
+        residual = None if residual is None else residual.contiguous()
+        return BottleneckWrite(*fused.write(y.contiguous(), dense, residual, key.contiguous(), block))
     weight, bias = proj_weight.to(y.dtype), proj_bias.to(y.dtype)
     update, kl = reference.bottleneck_write(y, params, weight, bias, key, block)
     return BottleneckWrite(update if residual is None else (residual + update).to(residual.dtype), kl)
@@ -127,6 +128,9 @@ def _validate(
         )
     if not 0 <= block < MAX_BLOCKS:
         raise ValueError(f"block: expected a value in [0, {MAX_BLOCKS - 1}], got {block}")
+    for size, value, most in (("heads H", heads, MAX_HEADS), ("latents r", latent, MAX_LATENTS)):
+        if not 1 <= value <= most:
+            raise ValueError(f"params: expected 1 to {most} {size}, got {value}")
 
 
 @torch.compiler.assume_constant_result

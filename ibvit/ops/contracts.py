@@ -110,13 +110,14 @@ class Fused:
     def _gradients(self, ctx: Any, d_update: Tensor | None, d_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         y, params = saved[0], saved[1 : _PARAM_COUNT + 1]
+        d_residual = d_update if ctx.has_residual else None
         d_update = y.new_zeros(ctx.update_shape) if d_update is None else d_update.contiguous()
         d_kl = y.new_zeros(ctx.kl_shape, dtype=torch.float32) if d_kl is None else d_kl.contiguous()
         d_y, d_inner, *outer = self.backward(d_update.to(y.dtype), d_kl, *saved, ctx.block)
         *inner, _, d_proj_bias = d_inner.split(self._kernels.gradient_sizes(self._shape(params)))
         grads = (*inner, *outer, d_proj_bias)
         d_params = (grad.view(param.shape).to(param.dtype) for grad, param in zip(grads, params, strict=True))
-        return d_y, *d_params, d_update if ctx.has_residual else None, None, None
+        return d_y, *d_params, d_residual, None, None
 
 
 class _Differentiable(torch.autograd.Function):

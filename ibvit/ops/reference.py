@@ -64,10 +64,10 @@ def encode(y: Tensor, params: BottleneckParams) -> Posterior:
     """Posterior of each head from the attention output y ``[B, N, H·D]`` (Eq. 2)."""
     batch, tokens, _ = y.shape
     heads = params.w1.shape[0]
-    y = y.reshape(batch * tokens, heads, -1).transpose(0, 1)
+    y = y.reshape(batch * tokens, heads, params.w1.shape[1]).transpose(0, 1)
     hidden = F.gelu(_per_head(y, params.w1, params.b1))
     both = _at_least_float32(_per_head(hidden, params.w2, params.b2))
-    mu, logvar = both.view(heads, batch, tokens, -1).transpose(0, 1).chunk(2, dim=-1)
+    mu, logvar = both.unflatten(1, (batch, tokens)).transpose(0, 1).chunk(2, dim=-1)
     return Posterior(mu, logvar.clamp(*LOGVAR_RANGE))
 
 

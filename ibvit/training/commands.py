@@ -16,7 +16,7 @@ from ibvit.data.build import build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.information.backends import why_missing
 from ibvit.models import load
-from ibvit.ops.api import why_not_triton
+from ibvit.ops.api import why_not_native, why_not_triton
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import evaluate
 from ibvit.training.run import stored_config, versions
@@ -67,9 +67,10 @@ def describe_environment() -> str:
     lines = [f"{name:22} {version}" for name, version in versions().items()]
     lines.append(f"{'platform':22} {platform.platform()}, {len(os.sched_getaffinity(0))} cores")
     for backend, obstacle in (
-        ("fused bottleneck", why_not_triton()),
+        ("bottleneck, CPU", why_not_native()),
+        ("bottleneck, GPU", why_not_triton()),
         ("estimator, CPU", why_missing("native")),
-        ("estimator, GPU", why_missing("triton")),
+        ("estimator, GPU", why_missing("triton") if torch.cuda.is_available() else "torch sees no CUDA device"),
     ):
         lines.append(f"{backend:22} {'available' if obstacle is None else f'not available: {obstacle}'}")
     if torch.cuda.is_available():

@@ -44,10 +44,7 @@ class Latents(NamedTuple):
     z: Tensor
 
 
-def shape_of(w1: Tensor, w3: Tensor, proj_weight: Tensor) -> Shape:
-    """The kernels are compiled for these sizes, so symbolic ones become numbers."""
-    heads, width, hidden = w1.shape
-    return Shape(*(int(size) for size in (heads, width, proj_weight.shape[0], hidden, w3.shape[1])))
+shape_of = Shape.of
 
 
 def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:

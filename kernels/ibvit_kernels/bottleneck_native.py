@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from ibvit_kernels import library
+from ibvit_kernels.bottleneck_sizes import Sizes
 
 
-class Shape(NamedTuple):
-    """One block's sizes, and what follows from them."""
+class Shape(Sizes):
+    """One block's sizes, and what the library makes of them."""
 
-    heads: int  # H
-    width: int  # D
-    columns: int  # C
-    hidden: int  # h
-    latent: int  # r
+    __slots__ = ()
 
     @property
     def weights_per_head(self) -> int:
@@ -40,9 +37,7 @@ class Packed(NamedTuple):
     biases: Tensor
 
 
-def shape_of(w1: Tensor, w3: Tensor, proj_weight: Tensor) -> Shape:
-    heads, width, hidden = w1.shape
-    return Shape(*(int(size) for size in (heads, width, proj_weight.shape[0], hidden, w3.shape[1])))
+shape_of = Shape.of
 
 
 def gradient_sizes(shape: Shape) -> list[int]:
@@ -57,8 +52,9 @@ def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
 
     params: w1, b1, w2, b2, w3, b3, w4, b4, proj_weight, proj_bias.
     """
-    packed = Packed(torch.empty(shape.heads, shape.weights_per_head, dtype=dtype), torch.empty(shape.biases))
     params = [param.float().contiguous() for param in params]
+    new = params[0].new_empty
+    packed = Packed(new(shape.heads, shape.weights_per_head, dtype=dtype), new(shape.biases))
     call("pack", shape, _addresses(params), *(x.data_ptr() for x in packed))
     return packed
 
@@ -70,9 +66,8 @@ def forward(
     batch, tokens, _ = y.shape
     update = y.new_empty(batch, tokens, shape.columns)
     kl = y.new_empty(batch, shape.heads, tokens)
-    operands = [y, *packed, key.contiguous()]
     call(
-        "forward", shape, batch, tokens, *(x.data_ptr() for x in operands), block, update.data_ptr(),
+        "forward", shape, batch, tokens, *(x.data_ptr() for x in (y, *packed, key)), block, update.data_ptr(),
         kl.data_ptr(),
     )  # fmt: skip
     return update if residual is None else (residual + update).to(residual.dtype), kl
@@ -99,7 +94,7 @@ def backward(
     operands = [x.data_ptr() for x in (d_update, d_kl, y)]
     call(
         "backward", shape, batch, tokens, *operands, _addresses(params), *(x.data_ptr() for x in packed),
-        key.contiguous().data_ptr(), block, d_y.data_ptr(), _addresses([*inner, *outer, d_proj_bias]),
+        key.data_ptr(), block, d_y.data_ptr(), _addresses([*inner, *outer, d_proj_bias]),
     )  # fmt: skip
     return d_y, d_inner, *outer
 
@@ -111,18 +106,13 @@ instruction_set: str | None = None
 def call(name: str, shape: Shape, *arguments: object) -> None:
     function = getattr(library.load(), f"ibvit_bottleneck_{name}")
     chosen = library.instruction_set_index(instruction_set)
-    library.check(function(_sizes(shape), *arguments, torch.get_num_threads(), chosen))
-
-
-@functools.cache
-def _sizes(shape: Shape) -> library.Sizes:
-    return library.Sizes(*shape)
+    library.check(function(library.BottleneckSizes(*shape), *arguments, torch.get_num_threads(), chosen))
 
 
 @functools.cache
 def _counts(shape: Shape) -> tuple[int, int]:
-    loaded = library.load()
-    return loaded.ibvit_bottleneck_weights(_sizes(shape)), loaded.ibvit_bottleneck_biases(_sizes(shape))
+    loaded, sizes = library.load(), library.BottleneckSizes(*shape)
+    return loaded.ibvit_bottleneck_weights(sizes), loaded.ibvit_bottleneck_biases(sizes)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+from ibvit_kernels.bottleneck_sizes import Sizes
+
 HEAD_WIDTHS = (32, 64, 128)
 MIN_DIM, MAX_DIM = 8, 128  # of h and r, which are powers of two
 DOT = 16  # the least extent of a tensor-core product
 
 
-class Shape(NamedTuple):
-    """One block's sizes, and what follows from them."""
+class Shape(Sizes):
+    """One block's sizes, and what Triton's kernels make of them."""
 
-    heads: int  # H
-    width: int  # D
-    columns: int  # C
-    hidden: int  # h
-    latent: int  # r
+    __slots__ = ()
 
     @property
     def padded_hidden(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import ibvit_kernels
 
 
-class Sizes(ctypes.Structure):
+class BottleneckSizes(ctypes.Structure):
     """`ibvit_bottleneck_sizes`."""
 
     _fields_ = tuple((name, ctypes.c_int32) for name in ("heads", "width", "columns", "hidden", "latent"))
@@ -84,6 +84,8 @@ def _find() -> ctypes.CDLL | str:
                 return _declared(ctypes.CDLL(str(path)))
             except OSError as error:
                 reason = str(error)
+            except AttributeError as error:
+                reason = f"it is of another version ({error}); `pip install .` builds it anew"
     return reason
 
 
@@ -97,9 +99,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.ibvit_mixture_pack.argtypes = [i64, i32, array, array, array, array, i32]
     library.ibvit_mixture_log_sums.argtypes = [i64, i64, i32, *[array] * 5, i32, array, array, array, i32, i32]
     for count in (library.ibvit_bottleneck_weights, library.ibvit_bottleneck_biases):
-        count.argtypes = [Sizes]
+        count.argtypes = [BottleneckSizes]
         count.restype = i64
-    library.ibvit_bottleneck_pack.argtypes = [Sizes, array, array, array, i32, i32]
-    library.ibvit_bottleneck_forward.argtypes = [Sizes, i64, i32, *[array] * 4, i32, array, array, i32, i32]
-    library.ibvit_bottleneck_backward.argtypes = [Sizes, i64, i32, *[array] * 7, i32, array, array, i32, i32]
+    library.ibvit_bottleneck_pack.argtypes = [BottleneckSizes, array, array, array, i32, i32]
+    library.ibvit_bottleneck_forward.argtypes = [BottleneckSizes, i64, i32, *[array] * 4, i32, array, array, i32, i32]
+    library.ibvit_bottleneck_backward.argtypes = [BottleneckSizes, i64, i32, *[array] * 7, i32, array, array, i32, i32]
     return library

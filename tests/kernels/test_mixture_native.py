@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ctypes
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,9 @@ def test_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             assert "ibvit_native.so" in (library.why_absent() or "")
             with pytest.raises(RuntimeError, match="CPU library of ibvit_kernels is not available"):
                 library.instruction_sets()
+            library._find.cache_clear()
+            shutil.copy(_ctypes.__file__, tmp_path / "ibvit_native.so")  # a library, but not ours
+            assert "of another version" in (library.why_absent() or "")
     finally:
         library._find.cache_clear()
     assert library.why_absent() is None

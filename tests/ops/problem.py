@@ -50,8 +50,8 @@ def make_problem(
     params.b2[:, latent:] += logvar
     total = heads * width
     y = torch.randn(batch, tokens, total, generator=generator, dtype=torch.float64)
-    # A seed and a first sample beyond 32 bits, so that each counter word matters.
-    key = noise_key(seed=123456789012345, step=77, first_sample=2**32 - 1)
+    # Beyond 32 bits, so that each counter word matters.
+    key = noise_key(seed=123456789012345, step=2**32 + 77, first_sample=2**32 - 1)
     return Problem(y, params, linear(total, columns, total), linear(total, columns), key, block=11)
 
 
@@ -81,9 +81,15 @@ class Write(nn.Module):
         return [update.detach(), kl.detach(), *(p.grad for p in self.params)]
 
 
+def fenced(x: Tensor) -> Tensor:
+    """x inside a larger buffer of NaN: what a kernel reads beyond the end shows."""
+    buffer = torch.full((x.numel() + 4096,), float("nan"), dtype=x.dtype, device=x.device)
+    return buffer.as_strided(x.shape, x.stride(), 2048).copy_(x)
+
+
 def gradients(problem: Problem, impl: ops.Impl) -> dict[str, Tensor]:
-    """Outputs, and the gradients of a random linear function of them, by name."""
-    leaves = [t.detach().clone().requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
+    """Outputs, and the gradients of a random linear function of them, by name. Nothing but the inputs may be read."""
+    leaves = [fenced(t.detach()).requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
     params = BottleneckParams(*leaves[1:9])
     update, kl = ops.bottleneck_write(leaves[0], params, leaves[9], leaves[10], problem.key, problem.block, impl=impl)
     generator = torch.Generator().manual_seed(8)

@@ -42,6 +42,7 @@ WRONG = {
     "proj_weight: expected y's device": lambda p: p._replace(proj_weight=p.proj_weight.to("meta")),
     "key": lambda p: p._replace(key=p.key.int()),
     "block": lambda p: p._replace(block=4096),
+    "params: expected 1 to 1024 latents r, got 1028": lambda _: make_problem(1, 8, 8, 8, 1028, 1, 1),
 }
 
 
@@ -238,9 +239,41 @@ def test_distributed_data_parallel(tmp_path):
 
 
 def test_non_contiguous_inputs(problem, impl):
-    """Attention may leave its output, and autograd the gradients, in any layout."""
-    strided = problem._replace(y=problem.y.transpose(1, 2).contiguous().transpose(1, 2))
-    assert not strided.y.is_contiguous()
+    """Attention may leave its output, and anyone the parameters and the key, in any layout."""
+
+    def turned(x: Tensor) -> Tensor:
+        return x.mT.contiguous().mT
+
+    strided = problem._replace(
+        y=turned(problem.y),
+        params=problem.params._replace(w2=turned(problem.params.w2), w4=turned(problem.params.w4)),
+        proj_weight=turned(problem.proj_weight),
+        key=torch.stack([problem.key, problem.key + 1], 1)[:, 0],
+    )
+    assert not any(x.is_contiguous() for x in (strided.y, strided.params.w4, strided.proj_weight, strided.key))
     results = gradients(problem, impl), gradients(strided, impl)
     for name in results[0]:
         assert torch.equal(results[0][name], results[1][name]), name
+
+
+def test_library_whatever_the_default_dtype(problem):
+    if library.why_absent() is not None:
+        pytest.skip(f"no CPU library: {library.why_absent()}")
+    expected = bottleneck_write(*problem, impl="native").update
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(bottleneck_write(*problem, impl="native").update, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no images", "no tokens"])
+@pytest.mark.parametrize("impl", ["triton", "native", "reference"])
+def test_empty_input(problem, shape, impl):
+    if impl == "native" and library.why_absent() is not None:
+        pytest.skip(f"no CPU library: {library.why_absent()}")
+    results = gradients(problem._replace(y=torch.empty(*shape, 32)), impl)
+    assert results["update"].shape == (*shape, 16)
+    assert results["kl"].shape == (shape[0], 1, shape[1])
+    for name in NAMES[3:]:
+        assert not results[name].any(), name
