@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.per_head_loop import per_head_loop
 from benchmarks.recording import COPY_BANDWIDTH, FULL, TENSOR_FLOPS, device_name, write_results
 from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
+from ibvit.training import keep_freed_memory
 from tests.ops.problem import Problem, make_problem, rms
 
 GPU = torch.cuda.is_available()
@@ -101,6 +102,7 @@ def record() -> Iterator[dict[str, Any]]:
     threads = torch.get_num_threads()
     if not GPU:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+        keep_freed_memory()  # as training does
     yield found
     torch.set_num_threads(threads)
     if TIMED:

@@ -36,7 +36,7 @@ from ibvit.config import TrainConfig
 from ibvit.data.recipes import RECIPES
 from ibvit.data.types import Batch
 from ibvit.ops.api import why_not_native
-from ibvit.training import make_deterministic
+from ibvit.training import keep_freed_memory, make_deterministic
 from ibvit.training.distributed import Processes
 from ibvit.training.step import TrainStep
 
@@ -87,6 +87,7 @@ class Running:
         self.processes = Processes.from_environment("cuda" if GPU else "cpu")
         device = self.processes.device
         make_deterministic(0)
+        keep_freed_memory()
         model = ibvit.create_model(
             "vit_tiny_patch16_224", attention=config.attention, num_classes=CLASSES, impl=config.impl, **MODEL
         ).to(device)
