@@ -30,8 +30,9 @@ GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu:
 	$(MAKE) --keep-going gpu-tests gpu-kernels gpu-estimator gpu-training
 
+# Compiling takes most of the time: where pytest-xdist is there, four processes share it.
 gpu-tests:
-	$(GPU_PYTHON) -m pytest -m gpu tests/ops tests/kernels tests/information tests/training/test_gpu.py
+	$(GPU_PYTHON) -m pytest -m gpu $$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 4') tests/ops tests/kernels tests/information tests/training/test_gpu.py
 
 gpu-kernels:
 	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py
