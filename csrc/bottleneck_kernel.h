@@ -148,8 +148,9 @@ void activate(const Tile& x, const Tile& slope) {
 
 // rho clamped to [-10, 10], as torch clamps: NaN stays.
 inline Floats clamped(Floats rho) {
-  rho = rho < splat(-10.0f) ? splat(-10.0f) : rho;
-  return rho > splat(10.0f) ? splat(10.0f) : rho;
+  const Floats lowest = splat(-10.0f), highest = splat(10.0f);
+  rho = rho < lowest ? lowest : rho;
+  return rho > highest ? highest : rho;
 }
 
 // z = mu + sigma eps, and the KL of each token if asked for.

@@ -12,7 +12,8 @@ inline Floats absolute(Floats x) { return (Floats)((Words)x & 0x7FFFFFFFu); }
 // exp(x), or 2^-126 where that is more; x <= 87. x less the nearest multiple of log 2, whose parts are exact products.
 inline Floats exponential(Floats x) {
   const float log2e = 1.4426950408889634f;
-  x = x < splat(-87.336544f) ? splat(-87.336544f) : x;
+  const Floats lowest = splat(-87.336544f);
+  x = x < lowest ? lowest : x;
   const Floats shifted = x * log2e + kRound;
   const Floats n = shifted - kRound;
   const Floats f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -30,17 +31,21 @@ inline Floats normal_tail(Floats x) {
   p = p * t - 0.45917221903800964f;
   p = p * t - 1.1511096954345703f;
   p = p * t - 0.9999998807907104f;
-  return exp2(p < splat(-126.0f) ? splat(-126.0f) : p);
+  const Floats lowest = splat(-126.0f);
+  return exp2(p < lowest ? lowest : p);
 }
 
 // x Phi(x), the erf form.
-inline Floats gelu(Floats x) { return (x > Floats{} ? x : Floats{}) - absolute(x) * normal_tail(x); }
+inline Floats gelu(Floats x) {
+  const Floats zero = {};
+  return (x > zero ? x : zero) - absolute(x) * normal_tail(x);
+}
 
 // GELU and, into `slope`, its derivative Phi(x) + x phi(x).
 inline Floats gelu(Floats x, Floats* slope) {
-  const Floats tail = normal_tail(x);
-  *slope = (x < Floats{} ? tail : 1.0f - tail) + x * 0.3989422804014327f * exponential(x * x * -0.5f);
-  return (x > Floats{} ? x : Floats{}) - absolute(x) * tail;
+  const Floats zero = {}, tail = normal_tail(x);
+  *slope = (x < zero ? tail : 1.0f - tail) + x * 0.3989422804014327f * exponential(x * x * -0.5f);
+  return (x > zero ? x : zero) - absolute(x) * tail;
 }
 
 inline Floats square_root(Floats x) {

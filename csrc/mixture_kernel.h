@@ -16,8 +16,10 @@ constexpr int kRows = 2;     // components at once: 8 accumulators, 4 broadcast 
 static_assert(kComponentsAtOnce % kRows == 0, "packed channels are padded to whole sub-tiles");
 
 inline Floats exp2_clamped(Floats y) {
-  y = y > splat(kLowest) ? y : splat(kLowest);
-  return exp2(y < splat(kHighest) ? y : splat(kHighest));
+  const Floats lowest = splat(kLowest), highest = splat(kHighest);
+  y = y > lowest ? y : lowest;
+  y = y < highest ? y : highest;
+  return exp2(y);
 }
 
 // Adds up one channel's terms for a tile of samples and `rows` components; with Keep, also leaves them in `terms`.

@@ -25,6 +25,7 @@ inline Vector load(const void* from) {
 
 inline void store(float* to, Floats value) { memcpy(to, &value, sizeof(value)); }
 
+// Name the result where a comparison and its choice both need it: only then is the pair one maximum or minimum.
 inline Floats splat(float value) { return value - Floats{}; }
 
 // Adding this rounds to an integer and leaves that integer in the low bits.
