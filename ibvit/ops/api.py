@@ -150,7 +150,8 @@ def _decide(impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int
     if fused == "triton":
         obstacle = why_not_triton(device) or _unsupported(dtype, width, hidden, latent)
     else:
-        obstacle = why_not_native(device) or (None if dtype == torch.float32 else f"dtype: expected float32, got {dtype}")
+        wrong_dtype = None if dtype == torch.float32 else f"dtype: expected float32, got {dtype}"
+        obstacle = why_not_native(device) or wrong_dtype
     if impl != "auto" and obstacle is not None:
         raise UnavailableError(f"impl={impl!r} is not available: {obstacle}")
     chosen: Chosen = fused if obstacle is None else "reference"
