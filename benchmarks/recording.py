@@ -6,10 +6,14 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ibvit.training import keep_freed_memory
 
 FULL = os.environ.get("IBVIT_BENCHMARK") == "full"
 """Whether to measure on a CPU too, at sizes that mean something; else benchmarks run there at toy size."""
@@ -28,6 +32,19 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+@contextmanager
+def measured_as_trained() -> Iterator[None]:
+    """On a CPU every core and malloc as training has them; at toy size nothing is changed."""
+    if torch.cuda.is_available() or not FULL:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    keep_freed_memory()
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_results(found: dict[str, Any], what: str) -> None:

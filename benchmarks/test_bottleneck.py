@@ -13,7 +13,6 @@ cannot rot.
 from __future__ import annotations
 
 import itertools
-import os
 import platform
 import statistics
 import time
@@ -26,9 +25,8 @@ import triton
 from torch import Tensor
 
 from benchmarks.per_head_loop import per_head_loop
-from benchmarks.recording import COPY_BANDWIDTH, FULL, TENSOR_FLOPS, device_name, write_results
+from benchmarks.recording import COPY_BANDWIDTH, FULL, TENSOR_FLOPS, device_name, measured_as_trained, write_results
 from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
-from ibvit.training import keep_freed_memory
 from tests.ops.problem import Problem, make_problem, rms
 
 GPU = torch.cuda.is_available()
@@ -99,12 +97,8 @@ def record() -> Iterator[dict[str, Any]]:
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()},
         "results": [],
     }
-    threads = torch.get_num_threads()
-    if not GPU:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        keep_freed_memory()  # as training does
-    yield found
-    torch.set_num_threads(threads)
+    with measured_as_trained():
+        yield found
     if TIMED:
         write_results(found, "bottleneck")
 

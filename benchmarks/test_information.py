@@ -29,6 +29,7 @@ import ibvit
 from benchmarks.recording import FULL, processor
 from ibvit_kernels import library, mixture_native
 from tests.information import truth
+from tests.needs import needs_library
 
 THREADS = 2
 COMPONENTS, PAIRS, ROUNDS = (50_000, 200_000_000, 5) if FULL else (500, 50_000, 2)
@@ -36,7 +37,7 @@ PATCHES = 980_000 if FULL else 2_000
 DIMS = [1, 16, 32]
 GATE = {"native": 1e-5, "keops": 1e-4, "torch": 1e-3, "float64": 1e-9}  # nats, rms; expanded squares are less exact
 HARDEST = {"native": 1.0, "keops": 0.25, "torch": 0.25, "float64": 0.02}  # share of PAIRS: slower ones get fewer
-pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
+pytestmark = needs_library
 
 
 class Sums:

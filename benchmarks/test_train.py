@@ -30,13 +30,13 @@ import torch
 
 import ibvit
 from benchmarks.per_head_loop import per_head_loop
-from benchmarks.recording import FULL, TENSOR_FLOPS, device_name, write_results
+from benchmarks.recording import FULL, TENSOR_FLOPS, device_name, measured_as_trained, write_results
 from benchmarks.step_graph import eager_launches, fused_launches, trace
 from ibvit.config import TrainConfig
 from ibvit.data.recipes import RECIPES
 from ibvit.data.types import Batch
 from ibvit.ops.api import why_not_native
-from ibvit.training import keep_freed_memory, make_deterministic
+from ibvit.training import make_deterministic
 from ibvit.training.distributed import Processes
 from ibvit.training.step import TrainStep
 
@@ -87,7 +87,6 @@ class Running:
         self.processes = Processes.from_environment("cuda" if GPU else "cpu")
         device = self.processes.device
         make_deterministic(0)
-        keep_freed_memory()
         model = ibvit.create_model(
             "vit_tiny_patch16_224", attention=config.attention, num_classes=CLASSES, impl=config.impl, **MODEL
         ).to(device)
@@ -128,11 +127,8 @@ def record() -> Iterator[dict[str, Any]]:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "results": [],
     }
-    threads = torch.get_num_threads()
-    if not GPU:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield found
-    torch.set_num_threads(threads)
+    with measured_as_trained():
+        yield found
     if not (GPU or FULL):
         return
     peer = "full, compiled" if GPU else "full, eager"

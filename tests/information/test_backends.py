@@ -14,12 +14,11 @@ import ibvit
 from ibvit.information import backends
 from ibvit.information.channel import Channel, log_density, make_channel
 from ibvit.information.progress import Progress
-from ibvit_kernels import library
 from tests.information import truth
 from tests.memory import PeakMemory
+from tests.needs import needs_library
 
 HEADS = [truth.channel(150, 3, 1.0, -1.0), truth.channel(150, 5, 0.5, -2.0, seed=1)]
-needs_library = pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from ibvit.ops import BottleneckParams, bottleneck_write, noise_key
 from ibvit.ops.noise import standard_normal
 from ibvit_kernels import bottleneck_native, library
 from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
+from tests.needs import needs_library
 from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior, rms
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
@@ -39,7 +40,10 @@ def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
     return impl
 
 
-needs_library = pytest.mark.skipif(not NATIVE, reason=f"no CPU library: {library.why_absent()}")
+@pytest.fixture(params=NATIVE)
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(bottleneck_native, "instruction_set", request.param)
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +74,7 @@ def test_outputs_and_every_gradient_in_bfloat16(shape):
 
 @needs_library
 @pytest.mark.parametrize("shape", ODD.values(), ids=ODD)
-@pytest.mark.parametrize("instruction_set", NATIVE)
-def test_any_size(shape, instruction_set, monkeypatch):
-    monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set)
+def test_any_size(shape, instruction_set):
     assert_within_budget(make_problem(*shape), torch.float32, impl="native")
 
 
@@ -124,10 +126,8 @@ def test_kl_is_exactly_zero_at_the_prior(impl):
 
 @needs_library
 @pytest.mark.parametrize("latent", [7, 32, 128])
-@pytest.mark.parametrize("instruction_set", NATIVE)
-def test_noise_of_the_library(latent, instruction_set, monkeypatch):
+def test_noise_of_the_library(latent, instruction_set):
     """With the prior for a posterior, identities for maps, and z far in the linear part of GELU, the update is ε."""
-    monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set)
     problem = prior(make_problem(1, latent, latent, latent, latent, 2, 9)).cast(torch.float32)
     one, far = torch.eye(latent), torch.full((1, latent), 12.0)
     params = problem.params._replace(w3=one[None], b3=far, w4=one[None], b4=-far)

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ibvit_kernels import library, mixture_native
+from tests.needs import needs_library
 
-pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
+pytestmark = needs_library
 SETS = library.instruction_sets() if library.why_absent() is None else []
 NO_PAIRS = np.empty((0, 2), np.int64)
 LITTLE, MIDDLE, MUCH, NARROWEST = (0.1, 0.0), (1.0, -1.0), (1.0, -5.0), (1.0, -10.0)

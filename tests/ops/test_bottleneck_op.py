@@ -13,6 +13,7 @@ from ibvit.ops import api, bottleneck_write
 from ibvit.ops.contracts import NATIVE, TRITON
 from ibvit_kernels import library
 from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
+from tests.needs import needs_library
 from tests.ops.problem import NAMES, Problem, Write, gradients, make_problem
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
@@ -24,10 +25,11 @@ def problem() -> Problem:
     return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
 
 
-@pytest.fixture(params=["triton", "native"])
+FUSED = ["triton", pytest.param("native", marks=needs_library)]
+
+
+@pytest.fixture(params=FUSED)
 def impl(request):
-    if request.param == "native" and library.why_absent() is not None:
-        pytest.skip(f"no CPU library: {library.why_absent()}")
     return request.param
 
 
@@ -65,7 +67,7 @@ def fresh_choice():
     api._decide.cache_clear()
 
 
-@pytest.mark.skipif(library.why_absent() is not None, reason=f"no CPU library: {library.why_absent()}")
+@needs_library
 def test_auto_chooses_the_library_on_a_cpu_and_logs_it_once(problem, fresh_choice, caplog):
     with caplog.at_level(logging.INFO, logger="ibvit.ops.api"):
         for _ in range(2):
@@ -257,9 +259,8 @@ def test_non_contiguous_inputs(problem, impl):
         assert torch.equal(results[0][name], results[1][name]), name
 
 
+@needs_library
 def test_library_whatever_the_default_dtype(problem):
-    if library.why_absent() is not None:
-        pytest.skip(f"no CPU library: {library.why_absent()}")
     expected = bottleneck_write(*problem, impl="native").update
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -269,10 +270,8 @@ def test_library_whatever_the_default_dtype(problem):
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no images", "no tokens"])
-@pytest.mark.parametrize("impl", ["triton", "native", "reference"])
+@pytest.mark.parametrize("impl", [*FUSED, "reference"])
 def test_empty_input(problem, shape, impl):
-    if impl == "native" and library.why_absent() is not None:
-        pytest.skip(f"no CPU library: {library.why_absent()}")
     results = gradients(problem._replace(y=torch.empty(*shape, 32)), impl)
     assert results["update"].shape == (*shape, 16)
     assert results["kl"].shape == (shape[0], 1, shape[1])

@@ -16,7 +16,7 @@ from ibvit.training import train
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.step import TrainStep
-from ibvit_kernels import library
+from tests.needs import needs_library
 from tests.training import processes
 from tests.training.runs import SMALL, curve, elsewhere, make_trainer, write_curve
 
@@ -47,11 +47,16 @@ def reference_curve() -> np.ndarray:
     return np.array(curve(replace(TINY, impl="reference"), 200))
 
 
-@pytest.mark.parametrize(("impl", "way"), [("native", False), ("native", True), ("reference", True)])
+@pytest.mark.parametrize(
+    ("impl", "way"),
+    [
+        pytest.param("native", False, marks=needs_library),
+        pytest.param("native", True, marks=needs_library),
+        ("reference", True),
+    ],
+)
 def test_every_way_to_run_a_step_follows_the_reference_over_200_steps(impl, way):
     """Compiled with code generation: the loss and K of each step, to float32's rounding as training spreads it."""
-    if impl == "native" and library.why_absent() is not None:
-        pytest.skip(f"no CPU library: {library.why_absent()}")
     points = np.array(curve(replace(TINY, compile=way, impl=impl), 200))
     np.testing.assert_allclose(points[:20], reference_curve()[:20], rtol=1e-4)
     np.testing.assert_allclose(points, reference_curve(), rtol=0.05, atol=0.02)
