@@ -190,6 +190,11 @@ void encode(const Pass& pass, int head, int64_t first, int32_t count, const Head
   activate<Slope>(at.g, at.g_slope);
 }
 
+// Where the KL of a head lies for a row, which counts the tokens of all images: [images, heads, tokens].
+inline int64_t kl_index(const Pass& pass, int head, int64_t row) {
+  return (row / pass.tokens * pass.layout.heads + head) * pass.tokens + row % pass.tokens;
+}
+
 void forward(const Pass& pass, int64_t first, int32_t count, float* memory) {
   const Layout& l = pass.layout;
   Scratch scratch = {memory};
@@ -200,10 +205,7 @@ void forward(const Pass& pass, int64_t first, int32_t count, float* memory) {
     encode<false>(pass, head, first, count, at, kl);
     const float* merged = pass.weights + head * 2 * l.weights + l.merged;
     map(at.g, merged, update, head == 0 ? Start::kBias : Start::kAdd, pass.biases + l.heads * l.biases);
-    for (int32_t i = 0; i < count; ++i) {
-      const int64_t image = (first + i) / pass.tokens, token = (first + i) % pass.tokens;
-      pass.kl[(image * l.heads + head) * pass.tokens + token] = kl[i];
-    }
+    for (int32_t i = 0; i < count; ++i) pass.kl[kl_index(pass, head, first + i)] = kl[i];
   }
   write(update, l.columns, count, pass.update + first * l.columns, l.columns);
 }
@@ -239,10 +241,7 @@ void backward(const Pass& pass, int64_t first, int32_t count, float* memory, flo
   read(pass.d_update + first * l.columns, l.columns, l.columns, count, d_update);
   for (int head = 0; head < l.heads; ++head) {
     float d_kl[kTileTokens] = {};
-    for (int32_t i = 0; i < count; ++i) {
-      const int64_t image = (first + i) / pass.tokens, token = (first + i) % pass.tokens;
-      d_kl[i] = pass.d_kl[(image * l.heads + head) * pass.tokens + token];
-    }
+    for (int32_t i = 0; i < count; ++i) d_kl[i] = pass.d_kl[kl_index(pass, head, first + i)];
     encode<true>(pass, head, first, count, at, nullptr);
     const float* transposed = pass.weights + (head * 2 + 1) * l.weights;
     float* d_weights = gradients + head * l.head_gradients;
