@@ -1,6 +1,6 @@
 """Command line: ``ibvit <command>`` and ``train.py``. One function a command; its docstring is ``--help``.
 
-Heavy imports stay inside the commands, so that ``--help`` and mistakes answer at once.
+Imports of torch stay inside the commands, so that ``--help`` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -12,14 +12,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from ibvit.config import LoaderName, TrainConfig
-from ibvit.data.commands import DataCommand
+from ibvit.data.commands import Check, DataCommand, Pack
+from ibvit.errors import Interrupted, MissingExtraError, UserError
 
 app = tyro.extras.SubcommandApp()
+Options = TypeVar("Options", bound=Callable[..., Any])
+
+
+def _without_none(options: Options) -> Options:
+    """Let ``--help`` show an option that may be left open as its type alone; its text says what it is then."""
+    hints = get_type_hints(options, include_extras=True)
+    for name, hint in hints.items():
+        types = [kind for kind in get_args(hint) if kind is not NoneType]
+        if NoneType in get_args(hint):
+            metavar = "|".join(get_args(types[0])) if get_args(types[0]) else types[0].__name__.upper()
+            options.__annotations__[name] = Annotated[hint, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+    return options
+
+
+for _options in (TrainConfig, Check, Pack):
+    _without_none(_options)
 
 
 def train_main() -> None:
@@ -33,16 +51,21 @@ def main() -> None:
 
 
 def _train(config: TrainConfig) -> None:
-    from ibvit.figures.training import draw_training
     from ibvit.training import train
 
     run_dir = train(config)
     if int(os.environ.get("RANK", 0)) == 0:
-        picture = draw_training(run_dir)
-        print(f"results: {run_dir}\npicture: {picture}")
+        print(f"results: {run_dir}")
+        try:
+            from ibvit.figures.training import draw_training
+        except MissingExtraError as missing:
+            print(f"no picture: {missing}")
+        else:
+            print(f"picture: {draw_training(run_dir)}")
 
 
 @app.command(name="eval")
+@_without_none
 def evaluate(
     run: Path,
     repeats: int = 10,
@@ -106,6 +129,7 @@ def cache(
 
 
 @app.command
+@_without_none
 def nmi(
     a: tyro.conf.Positional[str],
     b: tyro.conf.Positional[str],
@@ -232,13 +256,9 @@ def _run(command: Callable[[], Any]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)  # stdout is for results
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("ibvit").setLevel(logging.INFO)
-    from ibvit.ops import UnavailableError
-    from ibvit.training import CheckpointError, Interrupted, NonFiniteLossError
-
-    mendable = (ValueError, TypeError, FileNotFoundError, UnavailableError, CheckpointError, NonFiniteLossError)
     try:
         command()
-    except mendable as error:
+    except (ValueError, TypeError, FileNotFoundError, UserError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(f"{stop}; run the same command to go on", file=sys.stderr)

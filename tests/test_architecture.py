@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 ABOVE = {"cli", "analysis", "figures", "training"}
 # Who may import whom, first path component below ibvit; ibvit_kernels is imported by name, lazily, and only by these.
 ALLOWED = {
+    "errors": set(),
+    "registration": {"models"},
     "config": set(),
     "ops": {"ops"},
     "models": {"models", "ops"},
@@ -64,7 +66,7 @@ def test_imports_run_one_way(path):
         if name == "ibvit":
             continue  # `from ibvit import ops`: the submodule is checked under its own name
         if name.startswith("ibvit."):
-            assert name.split(".")[1] in allowed, f"{layer(path)} must not import {name}"
+            assert name.split(".")[1] in {*allowed, "errors"}, f"{layer(path)} must not import {name}"
         if name.split(".")[0] == "ibvit_kernels":
             assert layer(path) in KERNEL_USERS
     assert not any(name.startswith("ibvit_kernels") for name in imports(path, lazily=False))
@@ -106,6 +108,39 @@ for _ in range(2):
     optimizer.step()
 print(torch.isfinite(kl).all().item(), [name for name in blocked if sys.modules[name]])
 """
+
+
+# Each script prints whether timm knows the models; torch may be loaded only once timm is.
+REGISTERED = {
+    "ibvit first": "import sys, ibvit; assert 'torch' not in sys.modules; import timm",
+    "timm first": "import timm, ibvit",
+    "a part of timm": "import ibvit; from timm.layers import Mlp; import timm",
+}
+
+
+@pytest.mark.parametrize("script", REGISTERED.values(), ids=REGISTERED)
+def test_timm_knows_the_models_whatever_is_imported_first(script):
+    script += "; print(timm.is_model('ibvit_tiny_patch16_224'))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_names_of_the_package():
+    import ibvit
+
+    assert {*ibvit.__all__, "models", "information"} <= set(dir(ibvit))
+    for name in ibvit.__all__:
+        assert getattr(ibvit, name).__doc__
+    with pytest.raises(AttributeError, match="module 'ibvit' has no attribute 'absent'"):
+        ibvit.absent  # noqa: B018
+    # What the type checker reads, and what is imported at run time.
+    typed = {
+        alias.asname or alias.name
+        for node in ast.walk(ast.parse((ROOT / "ibvit" / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module in ("ibvit", "ibvit.information", "ibvit.models")
+        for alias in node.names
+    }
+    assert typed == {*ibvit.__all__, *ibvit._MODULES}
 
 
 def test_import_is_light_and_the_reference_trains_alone():

@@ -77,6 +77,34 @@ def test_mistakes_end_in_one_line(args, message, tmp_path, monkeypatch, capsys):
     assert message in " ".join(text.translate(BOX).split())
 
 
+@pytest.mark.parametrize("args", [["--help"], ["--betta", "1"], ["--beta", "-1"], ["eval", "--help"], ["nmi", "a"]])
+def test_help_and_mistakes_do_not_wait_for_torch(args):
+    entry = "main" if args[0] in ("eval", "nmi") else "train_main"
+    script = f"import sys; sys.argv = ['ibvit', *{args}]; from ibvit.cli import {entry}\ntry: {entry}()\n"
+    script += "finally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def without(*modules: str) -> str:
+    """A script that trains two steps on digits where these modules cannot be imported."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({modules}))"  # None: find_spec and import fail
+    return f"{blocked}; from ibvit.cli import train_main; train_main()"
+
+
+def test_what_needs_an_extra_names_it(tmp_path):
+    out = tmp_path / "run"
+    no_picture = command("-c", without("matplotlib"), "--max-steps", "2", "--batch-size", "240", "--out", str(out))
+    assert no_picture.returncode == 0, no_picture.stderr
+    assert f"results: {out}" in no_picture.stdout
+    extra = "pip install 'ibvit[figures]'"
+    assert f"no picture: drawing needs matplotlib, which is not installed ({extra})" in no_picture.stdout
+    no_digits = command("-c", without("sklearn", "sklearn.datasets"), "--out", str(tmp_path / "other"))
+    assert no_digits.returncode == 1
+    expected = "error: data: digits needs scikit-learn, which is not installed (pip install 'ibvit[digits]')"
+    assert no_digits.stderr.splitlines()[-1] == expected
+
+
 def test_an_empty_class_folder_is_named(tmp_path):
     from PIL import Image
 

@@ -19,7 +19,7 @@ class Check:
     folder: Tree
     """Folder with train/<class>/* and val/<class>/*."""
     workers: int | None = None
-    """Threads; None: as many as there are cores."""
+    """Threads (default: the number of cores)."""
 
     def run(self) -> None:
         from ibvit.data.check import check_tree
@@ -34,7 +34,7 @@ class Pack:
     folder: Tree
     """Folder with train/<class>/* and val/<class>/*."""
     workers: int | None = None
-    """Threads; None: as many as there are cores."""
+    """Threads (default: the number of cores)."""
 
     def run(self) -> None:
         from ibvit.data.pack import pack_tree

@@ -9,14 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ibvit.errors import MissingExtraError
+
 CLASSES = tuple(str(digit) for digit in range(10))
 _MEAN, _STD = 4.88, 6.02  # of the grey values 0 … 16
 
 
 def load() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(train images, labels), (validation images, labels): float32 ``[M, 3, 8, 8]`` normalised, int64 ``[M]``."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """(train images, labels), (validation images, labels): float32 ``[M, 3, 8, 8]`` normalised, int64 ``[M]``.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise MissingExtraError("data: digits", "scikit-learn", "digits") from error
 
     digits = load_digits()
     train, val = train_test_split(range(len(digits.target)), test_size=360, stratify=digits.target, random_state=0)

@@ -15,6 +15,7 @@ from ibvit.data.cache import cached
 from ibvit.data.schedule import Schedule, Training, Validation
 from ibvit.data.tree import Source, scan_tree
 from ibvit.data.types import Loader
+from ibvit.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ def choose_loader(loader: str) -> str:
     """The loader that "auto" means: DALI where it can be imported, else torchvision.
 
     Raises:
-        ValueError: an unknown name, or DALI asked for and absent.
+        ValueError: an unknown name.
+        MissingExtraError: DALI was asked for and is not installed.
 
     Example:
         >>> choose_loader("torchvision")
@@ -47,7 +49,7 @@ def choose_loader(loader: str) -> str:
         raise ValueError(f"loader: expected one of {', '.join(LOADERS)}, got {loader!r}")
     dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if loader == "dali" and not dali:
-        raise ValueError("loader: dali is not installed here (pip install nvidia-dali-cuda130); torchvision is")
+        raise MissingExtraError("loader: dali", "NVIDIA DALI", "dali")
     if loader == "auto":
         loader = "dali" if dali else "torchvision"
         logger.info("loader: %s (%s)", loader, "DALI is installed" if dali else "DALI is not installed")

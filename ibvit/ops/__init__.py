@@ -1,6 +1,7 @@
 """Operations: the noise, the reference that specifies the bottleneck, and the op that chooses an implementation."""
 
-from ibvit.ops.api import Impl, UnavailableError, bottleneck_write
+from ibvit.errors import UnavailableError
+from ibvit.ops.api import Impl, bottleneck_write
 from ibvit.ops.noise import evaluation_key, noise_key
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite, Posterior
 

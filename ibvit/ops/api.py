@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ibvit.errors import UnavailableError
 from ibvit.ops import reference
 from ibvit.ops.contracts import NATIVE, TRITON
 from ibvit.ops.noise import MAX_BLOCKS, MAX_HEADS, MAX_LATENTS
@@ -19,11 +20,6 @@ from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 Impl = Literal["auto", "triton", "native", "reference"]
 """How the bottleneck is computed; see :func:`bottleneck_write`."""
 Chosen = Literal["triton", "native", "reference"]
-
-
-class UnavailableError(RuntimeError):
-    """The implementation that was asked for cannot run here; the message says why."""
-
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,13 @@ import torch
 from ibvit.config import TrainConfig
 from ibvit.data.build import build_data
 from ibvit.data.recipes import apply_recipe
+from ibvit.errors import CheckpointError, Interrupted, NonFiniteLossError
 from ibvit.models import create_model, save_model
-from ibvit.training.checkpoint import CheckpointError, latest_checkpoint, read_checkpoint
+from ibvit.training.checkpoint import latest_checkpoint, read_checkpoint
 from ibvit.training.distributed import Processes
-from ibvit.training.interrupt import Interrupted
 from ibvit.training.metrics import MetricsWriter
 from ibvit.training.run import CHECKPOINTS, CONFIG_FILE, architecture, both_betas, check_same_run, write_config
-from ibvit.training.trainer import NonFiniteLossError, Trainer
+from ibvit.training.trainer import Trainer
 
 __all__ = ["CheckpointError", "Interrupted", "NonFiniteLossError", "train"]
 
@@ -107,9 +106,9 @@ def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
 def make_deterministic(seed: int) -> None:
     """Same numbers each time: operators that are not deterministic are left alone or raise; random state from the seed.
 
-    Merely to be warned is not enough: attention's backward pass keeps its atomics then.
+    A warning is not enough: attention's backward pass keeps its atomics then. The environment variable
+    CUBLAS_WORKSPACE_CONFIG, which cuBLAS needs for the same, is set when ibvit is imported: torch reads it only once.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # else each new tensor is first filled with NaN
     torch.backends.cudnn.benchmark = False

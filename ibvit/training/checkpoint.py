@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
+from ibvit.errors import CheckpointError
+
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read."""
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:

@@ -6,18 +6,6 @@ import signal
 from types import FrameType, TracebackType
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; it has saved its checkpoint.
-
-    Attributes:
-        exit_code: 128 + the signal's number, as shells report it.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
-
-
 class SignalWatch:
     """Notes SIGTERM and SIGINT while active; a second SIGINT acts as usual."""
 

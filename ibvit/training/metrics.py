@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ibvit.errors import MissingExtraError
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -61,7 +63,7 @@ def _tracker(
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("track: tensorboard is not installed (pip install tensorboard)") from error
+            raise MissingExtraError("track: tensorboard", "tensorboard", "tensorboard") from error
         writer = SummaryWriter(str(run_dir / "tensorboard"))
 
         def send(values: dict[str, float], step: int) -> None:
@@ -73,7 +75,7 @@ def _tracker(
         try:
             import wandb
         except ImportError as error:
-            raise ValueError("track: wandb is not installed (pip install wandb)") from error
+            raise MissingExtraError("track: wandb", "wandb", "wandb") from error
         run = wandb.init(
             project="ibvit", dir=str(run_dir), name=run_dir.name, id=run_dir.name, resume="allow", config=config
         )

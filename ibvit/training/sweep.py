@@ -21,6 +21,7 @@ import torch
 
 from ibvit.config import TrainConfig
 from ibvit.data.recipes import apply_recipe
+from ibvit.errors import MissingExtraError
 from ibvit.models.create import MODEL_FILE
 from ibvit.training.metrics import read_metrics
 from ibvit.training.run import CONFIG_FILE, check_same_run
@@ -223,12 +224,12 @@ def submit(runs: Sequence[SweepRun], folder: Path, options: Mapping[str, str]) -
         options: of sbatch, such as {"gres": "gpu:8", "time": "24:00:00"}.
 
     Raises:
-        ValueError: submitit is not installed.
+        MissingExtraError: submitit is not installed.
     """
     try:
         import submitit
-    except ImportError:
-        raise ValueError("slurm: submit needs submitit (pip install submitit); print gives a script instead") from None
+    except ImportError as error:
+        raise MissingExtraError("slurm: submit", "submitit", "slurm") from error
     executor = submitit.SlurmExecutor(folder=str(folder / "slurm"))
     executor.update_parameters(job_name="ibvit-sweep", additional_parameters=dict(options))
     jobs = executor.map_array(train_on_node, list(runs))

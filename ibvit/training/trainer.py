@@ -15,12 +15,13 @@ from tqdm import tqdm
 from ibvit.config import TrainConfig
 from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
+from ibvit.errors import Interrupted, NonFiniteLossError
 from ibvit.models import VisionTransformer
 from ibvit.training import schedules
 from ibvit.training.checkpoint import LAST, save_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import Evaluation, evaluate
-from ibvit.training.interrupt import Interrupted, SignalWatch
+from ibvit.training.interrupt import SignalWatch
 from ibvit.training.metrics import MetricsWriter
 from ibvit.training.run import CHECKPOINTS
 from ibvit.training.step import TrainStep
@@ -28,10 +29,6 @@ from ibvit.training.step import TrainStep
 log = logging.getLogger(__name__)
 
 _CHECK_STEPS = 20  # steps between looks at the device on a GPU: each one waits for it
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ import pytest
 import tyro
 
 from ibvit.config import TrainConfig
+from ibvit.errors import MissingExtraError
 from ibvit.training import sweep
 from ibvit.training.sweep import SweepRun, command_line, launch, plan, sbatch_script, submit, table, train_missing
 
@@ -200,7 +201,7 @@ def test_an_option_of_sbatch_without_a_value(tmp_path: Path) -> None:
 
 def test_submit_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match="pip install submitit"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'ibvit\[slurm\]'"):
         submit(plan([1.0], [0], [], COMMON, tmp_path), tmp_path, {})
 
 
