@@ -2,25 +2,36 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-READY := $(VENV)/.ready
+# The lower ends of pyproject.toml (tests/oldest.txt), in an environment of their own.
+OLDEST_PYTHON ?= $(or $(shell command -v python3.11),$(PYTHON))
+OLDEST_VENV ?= .venv-oldest
+# cuBLAS reads it once; reproducible sums on a GPU need it.
+export CUBLAS_WORKSPACE_CONFIG ?= :4096:8
 
-.PHONY: train test lint spectrum gpu gpu-tests gpu-kernels gpu-estimator gpu-training clean
+.PHONY: train test test-oldest lint spectrum gpu gpu-tests gpu-kernels gpu-estimator gpu-training links-for-package-index clean
 
 # Train on the embedded default; ARGS are options of train.py, e.g. make train ARGS="--beta 10".
-train: $(READY)
+train: $(VENV)/.ready
 	$(PY) train.py $(ARGS)
 
-# Lint, types, and the whole suite, benchmarks at toy size included. Each worker computes on one thread.
-test: lint
+# The whole suite, benchmarks at toy size included. Each worker computes on one thread.
+test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
-lint: $(READY)
+# The suite with the oldest supported versions of everything.
+test-oldest: $(OLDEST_VENV)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n auto
+
+lint: $(VENV)/.ready-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m validate_pyproject pyproject.toml
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PY) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Sweep of the two embedded data sets, all figures, the report, and the check of the paper's findings.
-spectrum: $(READY)
+spectrum: $(VENV)/.ready-dev
 	$(PY) benchmarks/spectrum.py
 
 # On a machine with a GPU: its tests, then the benchmarks, whatever fails before them. Needs torch, torchvision, triton,
@@ -43,13 +54,30 @@ gpu-estimator:
 gpu-training:
 	$(GPU_PYTHON) -m pytest -s benchmarks/test_train.py benchmarks/test_scaling.py
 
-$(READY): pyproject.toml $(wildcard csrc/*)
+# $(call install,FOLDER,PYTHON,WHAT): this checkout, editable, in an environment of its own.
+define install
 	@if command -v uv >/dev/null; then \
-		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && uv pip install --quiet --python $(PY) -e '.[dev]'; \
+		uv venv --quiet --allow-existing --python $(2) $(1) && uv pip install --quiet --python $(1)/bin/python $(3); \
 	else \
-		$(PYTHON) -m venv $(VENV) && $(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+		$(2) -m venv $(1) && $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(3); \
 	fi
 	@touch $@
+endef
+
+SOURCES := pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+$(VENV)/.ready: $(SOURCES)
+	$(call install,$(VENV),$(PYTHON),-e '.[digits$(,)figures]')
+$(VENV)/.ready-dev: $(SOURCES)
+	$(call install,$(VENV),$(PYTHON),-e '.[dev]')
+	@touch $(VENV)/.ready
+$(OLDEST_VENV)/.ready: $(SOURCES) tests/oldest.txt
+	$(call install,$(OLDEST_VENV),$(OLDEST_PYTHON),-c tests/oldest.txt -e '.[test]')
+
+, := ,
+
+# Links to this repository as absolute ones below BASE: a package index shows README.md and has none of its files.
+links-for-package-index:
+	sed -E -i.relative 's@\]\(([^):#]+)\)@](${BASE}/\1)@g' README.md && rm README.md.relative
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(OLDEST_VENV) build kernels/ibvit_kernels/*.so
