@@ -18,8 +18,9 @@ class MissingExtraError(UserError, ImportError):
         ibvit.errors.MissingExtraError: drawing needs matplotlib, which is not installed (pip install 'ibvit[figures]')
     """
 
-    def __init__(self, purpose: str, package: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed (pip install 'ibvit[{extra}]')")
+    def __init__(self, purpose: str, package: str, *extras: str) -> None:
+        names = " or ".join(f"'ibvit[{extra}]'" for extra in extras)
+        super().__init__(f"{purpose} needs {package}, which is not installed (pip install {names})")
 
 
 class UnavailableError(UserError, RuntimeError):

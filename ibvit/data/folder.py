@@ -49,7 +49,7 @@ def choose_loader(loader: str) -> str:
         raise ValueError(f"loader: expected one of {', '.join(LOADERS)}, got {loader!r}")
     dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if loader == "dali" and not dali:
-        raise MissingExtraError("loader: dali", "NVIDIA DALI", "dali")
+        raise MissingExtraError("loader: dali", "NVIDIA DALI", "dali", "dali-cuda12")
     if loader == "auto":
         loader = "dali" if dali else "torchvision"
         logger.info("loader: %s (%s)", loader, "DALI is installed" if dali else "DALI is not installed")
