@@ -28,6 +28,7 @@ lint: $(VENV)/.ready-dev
 	$(PY) -m mypy
 	$(PY) -m validate_pyproject pyproject.toml
 	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PY) -m cibuildwheel --print-build-identifiers --platform linux .
 	$(PY) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Sweep of the two embedded data sets, all figures, the report, and the check of the paper's findings.
@@ -71,7 +72,7 @@ $(VENV)/.ready-dev: $(SOURCES)
 	$(call install,$(VENV),$(PYTHON),-e '.[dev]')
 	@touch $(VENV)/.ready
 $(OLDEST_VENV)/.ready: $(SOURCES) tests/oldest.txt
-	$(call install,$(OLDEST_VENV),$(OLDEST_PYTHON),-c tests/oldest.txt -e '.[test]')
+	$(call install,$(OLDEST_VENV),$(OLDEST_PYTHON),-c tests/oldest.txt -e '.[dali$(,)test]')
 
 , := ,
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.per_head_loop import per_head_loop
 from benchmarks.recording import COPY_BANDWIDTH, FULL, TENSOR_FLOPS, device_name, measured_as_trained, write_results
 from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
+from tests.needs import needs_triton
 from tests.ops.problem import Problem, make_problem, rms
 
 GPU = torch.cuda.is_available()
@@ -199,6 +200,7 @@ class NoLaunch:
         return lambda *args, **kwargs: None
 
 
+@needs_triton
 @pytest.mark.skipif(GPU, reason="the launches are left out: this times the host alone, on CPU tensors")
 @pytest.mark.parametrize("what", ["forward", "forward and backward"])
 def test_host_time_of_an_eager_call(what, benchmark, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,10 @@ def test_train_eval_and_load(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--attention", "some"], "invalid choice 'some'"),
-        (["--beta", "x"], "could not convert string to float"),
-        (["--betta", "1"], "betta"),
+        # The command line's library words these; what matters is that the option and the value are named.
+        (["--attention", "some"], r"(?=.*--attention)(?=.*'some')(?=.*ib.*full.*none)"),
+        (["--beta", "x"], r"(?=.*--beta)(?=.*'x')"),
+        (["--betta", "1"], r"--betta"),
         (["--beta", "-1"], "beta: expected a finite number of at least 0, got -1.0"),
         (["--data", "nowhere"], "error: data: expected digits, repetition, or an existing folder, got 'nowhere'"),
         (["--image-size", "9"], "error: image_size: expected 8"),
@@ -74,7 +76,7 @@ def test_mistakes_end_in_one_line(args, message, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert stop.value.code not in (0, None)
     text = f"{shown.out} {shown.err} {stop.value.code}"
-    assert message in " ".join(text.translate(BOX).split())
+    assert re.search(message, " ".join(text.translate(BOX).split()))
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--betta", "1"], ["--beta", "-1"], ["eval", "--help"], ["nmi", "a"]])

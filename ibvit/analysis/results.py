@@ -39,14 +39,20 @@ class Result:
         raise NotImplementedError(f"{type(self).__name__} has no table")
 
     def save(self, stem: str | Path) -> None:
-        """Write `stem`.npz, `stem`.json and `stem`.csv."""
+        """Write `stem`.npz, `stem`.json and `stem`.csv.
+
+        Raises:
+            ValueError: an array holds Python objects.
+        """
         stem = _stem(stem)
         stem.parent.mkdir(parents=True, exist_ok=True)
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         facts = {name: value for name, value in values.items() if name not in arrays}
-        with open(f"{stem}.npz", "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        for name, array in arrays.items():
+            if array.dtype.hasobject:  # a pickle, which `load` refuses
+                raise ValueError(f"{name}: expected an array of numbers or text, got {array.dtype}")
+        np.savez_compressed(f"{stem}.npz", **arrays)
         document = {"result": type(self).__name__, **facts}
         Path(f"{stem}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         self.save_csv(stem)

@@ -102,10 +102,10 @@ def why_missing(impl: str) -> str | None:
             from ibvit_kernels import library
 
             return library.why_absent()
-        from ibvit_kernels import mixture  # noqa: F401
+        from ibvit_kernels import why_no_triton
     except ImportError as error:
         return str(error)
-    return None
+    return why_no_triton()
 
 
 class NativeMixture:

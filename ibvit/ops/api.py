@@ -173,17 +173,14 @@ def why_not_triton(device: str = "cuda") -> str | None:
         return f"the kernels need a CUDA device, got tensors on {device}"
     if device == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        return f"the kernels need compute capability 8.0, got {torch.cuda.get_device_capability()}"
-    for module in ("triton", "ibvit_kernels"):
-        if find_spec(module) is None:
-            return f"{module} is not installed"
-    if device == "cuda" and torch.cuda.get_device_capability() >= (10, 0):
-        import triton
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    if capability is not None and capability < (8, 0):
+        return f"the kernels need compute capability 8.0, got {capability}"
+    if find_spec("ibvit_kernels") is None:
+        return "ibvit_kernels is not installed"
+    from ibvit_kernels import why_no_triton
 
-        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
-            return f"compute capability 10.0 needs triton 3.9 (tensor memory), got {triton.__version__}"
-    return None
+    return why_no_triton(capability)
 
 
 def _unsupported(dtype: torch.dtype, width: int, hidden: int, latent: int) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +74,13 @@ def describe_environment() -> str:
         ("estimator, GPU", why_missing("triton") if torch.cuda.is_available() else "torch sees no CUDA device"),
     ):
         lines.append(f"{backend:22} {'available' if obstacle is None else f'not available: {obstacle}'}")
+    for purpose, module, extra in (
+        ("loader, DALI", "nvidia.dali", "dali"),
+        ("data, digits", "sklearn", "digits"),
+        ("figures, report", "matplotlib", "figures"),
+    ):
+        missing = find_spec(module.partition(".")[0]) is None or find_spec(module) is None
+        lines.append(f"{purpose:22} " + (f"not installed (pip install 'ibvit[{extra}]')" if missing else "available"))
     if torch.cuda.is_available():
         lines += [f"{'cuda ' + str(i):22} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return "\n".join(lines)

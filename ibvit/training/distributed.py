@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -70,6 +71,8 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.world_size > 1:
+            if self.device.type == "cpu":
+                time.sleep(0.1)  # gloo of torch 2.6 deadlocks if it still frees a reduction, which takes the GIL
             dist.destroy_process_group()
 
     @property

@@ -18,7 +18,7 @@ from ibvit.models.create import CONFIG_FILE
 from ibvit.models.kl import Channels, convert_beta
 
 CHECKPOINTS = "checkpoints"
-_PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "numpy", "ibvit")
+_PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "ibvit")
 
 
 def versions() -> dict[str, str]:

@@ -30,15 +30,15 @@ def variants(arch: int, shape: Shape, dtype: str) -> list[tuple[str, Job]]:
     def job(kernel: Any, constants: Any) -> Job:
         constants = dict(constants)  # the original is cached
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
-        # An output that is not wanted is passed as None, which is a constant.
-        absent = dict.fromkeys(("mu", "logvar", "z") if kernel is forward_kernel else (), None)
+        # What training does not pass is None, which is a constant.
+        absent = dict.fromkeys(("residual", "mu", "logvar", "z") if kernel is forward_kernel else (), None)
         constants = {**constants, **absent}
         signature = {name: types[name] for name in kernel.arg_names if name not in constants}
         return kernel, signature, constants, options
 
     jobs = [
         ("pack", job(pack_kernel, pack_constants(shape))),
-        ("forward", job(forward_kernel, forward_constants(shape, forward_tile(arch, shape, itemsize), True, False))),
+        ("forward", job(forward_kernel, forward_constants(shape, forward_tile(arch, shape, itemsize), False, False))),
         ("unmerge", job(unmerge_kernel, unmerge_constants(shape))),
     ]
     for launch in backward_launches(arch, shape, itemsize):

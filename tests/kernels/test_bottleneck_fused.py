@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ibvit.ops import BottleneckParams, bottleneck_write, noise_key
 from ibvit.ops.noise import standard_normal
-from ibvit_kernels import bottleneck_native, library
-from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
-from tests.needs import needs_library
+from ibvit_kernels import bottleneck_native, library, why_no_triton
+from tests.needs import needs_library, needs_triton
 from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior, rms
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
+if why_no_triton() is None:
+    from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
+
+on_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
 
 NATIVE = library.instruction_sets() if library.why_absent() is None else []
 # heads, D, C, h, r, batch, tokens. The interpreter's tile is 16 rows, the library's 32.
@@ -33,7 +35,7 @@ ODD = {  # that only the library takes
 SMALL = SHAPES["h, r below 16 are padded; C not a multiple of 16"]
 
 
-@pytest.fixture(params=[pytest.param("triton", marks=interpreted), *(f"native {name}" for name in NATIVE)])
+@pytest.fixture(params=[pytest.param("triton", marks=[on_gpu, needs_triton]), *(f"native {name}" for name in NATIVE)])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     impl, _, instruction_set = request.param.partition(" ")
     monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set or None)
@@ -66,7 +68,8 @@ def test_outputs_and_every_gradient(shape, impl):
     assert_within_budget(make_problem(*shape), torch.float32, impl=impl)
 
 
-@interpreted
+@on_gpu
+@needs_triton
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_outputs_and_every_gradient_in_bfloat16(shape):
     assert_within_budget(make_problem(*shape), torch.bfloat16)
@@ -78,7 +81,8 @@ def test_any_size(shape, instruction_set):
     assert_within_budget(make_problem(*shape), torch.float32, impl="native")
 
 
-@interpreted
+@on_gpu
+@needs_triton
 def test_float16():
     assert_within_budget(make_problem(*SMALL), torch.float16)
 
@@ -87,7 +91,8 @@ def test_float16():
 def test_extreme_inputs(scale, impl):
     problem = make_problem(*SMALL)
     problem = problem._replace(y=problem.y * scale)
-    assert_within_budget(problem, torch.float32, impl=impl)
+    # Of huge inputs, a few that meet the bend of GELU rule the error: 26-fold between orders of summation.
+    assert_within_budget(problem, torch.float32, impl=impl, orders=8 if scale > 1 else 1)
     if impl == "triton":
         assert_within_budget(problem, torch.bfloat16)
 
@@ -144,7 +149,8 @@ def test_micro_batches_draw_the_noise_of_the_whole_batch(impl):
     torch.testing.assert_close(whole[2:], last)
 
 
-@interpreted
+@on_gpu
+@needs_triton
 def test_residual_is_added_in_its_own_precision():
     problem = make_problem(*SMALL).cast(torch.bfloat16)
     residual = torch.randn(problem.y.shape[0], problem.y.shape[1], 72, requires_grad=True)

@@ -11,9 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ibvit.ops import api, bottleneck_write
 from ibvit.ops.contracts import NATIVE, TRITON
-from ibvit_kernels import library
-from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
-from tests.needs import needs_library
+from ibvit_kernels import library, why_no_triton
+from tests.needs import needs_library, needs_triton
 from tests.ops.problem import NAMES, Problem, Write, gradients, make_problem
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
@@ -25,7 +24,10 @@ def problem() -> Problem:
     return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
 
 
-FUSED = ["triton", pytest.param("native", marks=needs_library)]
+if why_no_triton() is None:
+    from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
+
+FUSED = [pytest.param("triton", marks=needs_triton), pytest.param("native", marks=needs_library)]
 
 
 @pytest.fixture(params=FUSED)
@@ -103,6 +105,7 @@ def test_explicit_triton_raises_and_says_why(problem, fresh_choice, monkeypatch)
         bottleneck_write(*problem, impl="triton")
 
 
+@needs_triton
 def test_explicit_triton_names_the_size_it_has_no_kernel_for():
     odd = make_problem(heads=1, width=48, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
     with pytest.raises(RuntimeError, match="head width D: expected one of"):
@@ -111,6 +114,13 @@ def test_explicit_triton_names_the_size_it_has_no_kernel_for():
     wide = make_problem(heads=1, width=32, columns=16, hidden=128, latent=64, batch=1, tokens=1).cast(torch.float32)
     with pytest.raises(RuntimeError, match="h = 128 with latent r = 64 in float32"):
         bottleneck_write(*wide, impl="triton")
+
+
+def test_an_old_triton_is_named(problem, fresh_choice, monkeypatch):
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    with pytest.raises(RuntimeError, match=r"the kernels need triton 3\.6 or newer, got 3\.2\.0"):
+        bottleneck_write(*problem, impl="triton")
 
 
 def test_unknown_implementation(problem):
@@ -198,6 +208,7 @@ def test_checkpointing_draws_the_same_noise(problem, impl):
         assert torch.equal(one, other)
 
 
+@needs_triton
 def test_autocast_and_grad_scaler(problem):
     """Under autocast the op computes in low precision; masters and their gradients stay float32."""
     write = Write(problem)
@@ -230,6 +241,7 @@ def _two_images() -> Problem:
     return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=2, tokens=3).cast(torch.float32)
 
 
+@needs_triton
 def test_distributed_data_parallel(tmp_path):
     """Two processes, an image each, have the gradients of one process with both."""
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ibvit.config import TrainConfig
+from tests.needs import needs_triton
 from tests.training import processes
 from tests.training.runs import SMALL, curve, write_curve
 
@@ -45,6 +46,7 @@ def test_sum_reduction_with_the_converted_beta_is_the_same_run():
     np.testing.assert_allclose([k * tokens for _, k in mean], [k for _, k in total], rtol=1e-5)
 
 
+@needs_triton
 def test_fused_training_follows_the_reference():
     """The kernels, in Triton's interpreter where there is no GPU, train the model that the reference trains."""
     config = replace(SMALL, batch_size=8)
