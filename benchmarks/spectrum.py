@@ -21,9 +21,9 @@ import numpy as np
 import tyro
 from scipy.stats import spearmanr
 
-from ibvit.analysis.cache import RecordOptions, write_records
 from ibvit.analysis.copypaste import copy_paste
 from ibvit.analysis.heads import speaking_heads
+from ibvit.analysis.recorder import RecordOptions, write_records
 from ibvit.analysis.records import Records, open_runs
 from ibvit.analysis.similarity import similarity
 from ibvit.analysis.spectrum import Spectrum, spectrum

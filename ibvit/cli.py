@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 from math import isnan
 from pathlib import Path
 from types import NoneType
@@ -104,7 +105,7 @@ def train_command(config: tyro.conf.OmitArgPrefixes[TrainConfig]) -> None:
 
 
 @app.command
-def cache(
+def record(
     run: tuple[Path, ...],
     heads: Literal["active", "all"] = "active",
     attention: bool = False,
@@ -122,10 +123,19 @@ def cache(
         passes: noisy validation passes, for error bars on accuracy.
         seed: of the noise.
     """
-    from ibvit.analysis.cache import RecordOptions, write_records
+    from ibvit.analysis.recorder import RecordOptions, write_records
 
     for folder in run:
         write_records(folder, RecordOptions(heads, attention, dtype, passes, seed))
+
+
+@wraps(record)
+def _former_record(**options: Any) -> None:
+    record(**options)
+
+
+_former_record.__doc__ = "The former name of record.\n" + (record.__doc__ or "").partition("\n")[2]
+app.command(name="cache")(_former_record)
 
 
 @app.command
@@ -220,7 +230,7 @@ def figure(name: tyro.conf.Positional[str], runs: tuple[Path, ...], out: Path = 
 
     Args:
         name: 1b, 1c, 2 to 12, or all.
-        runs: run folders, recorded with `ibvit cache --run DIR --attention`.
+        runs: run folders, recorded with `ibvit record --run DIR --attention`.
         out: folder for the figures.
     """
     from ibvit.figures.catalogue import make_figures
@@ -233,7 +243,7 @@ def report(runs: tuple[Path, ...], out: Path = Path("report.html"), images: int 
     """Write one HTML file, to be opened from disk, that explores recorded runs.
 
     Args:
-        runs: run folders, recorded with `ibvit cache --run DIR --attention`.
+        runs: run folders, recorded with `ibvit record --run DIR --attention`.
         out: the file.
         images: how many validation images to include.
         samples: draws of patches behind each NMI.

@@ -15,10 +15,10 @@ LoaderName = Literal["auto", "dali", "torchvision"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a vision transformer whose attention pays β for each nat that it writes."""
+    """Train a vision transformer whose attention pays β per nat that it writes."""
 
     beta: float = 1.0
-    """Price of a nat: 0 leaves communication free, large values silence it (see --kl-reduction for its unit)."""
+    """Price of information: at 0 it is free, large values suppress it (see --kl-reduction for the unit)."""
     attention: Literal["ib", "full", "none"] = "ib"
     """ib: a bottleneck on every head; full: the unmodified ViT; none: no attention, independent patches."""
     data: str = "digits"
@@ -44,50 +44,51 @@ class TrainConfig:
     kl_reduction: Literal["mean", "sum"] = "mean"
     """K in CE + β·K: mean over images, heads and tokens, or Eq. 3's sum over heads and tokens."""
     beta_warmup_epochs: float | None = None
-    """Epochs of the linear ramp of β from 0 (default: a tenth of --epochs; 0 is the paper's fixed β)."""
+    """Epochs of the linear ramp of β from 0; 0 keeps β fixed, as in the paper's text (default: a tenth of --epochs)."""
     latent_dim: int = 32
-    """Latent dimensions of each head's bottleneck."""
+    """Latent dimensions of the bottleneck, per head."""
     hidden_dim: int = 64
-    """Hidden width of each head's encoder and decoder."""
+    """Hidden width of encoder and decoder, per head."""
     model: str | None = None
-    """timm name of the backbone."""
+    """timm name of the backbone (default: by --recipe)."""
     image_size: int | None = None
-    """Pixels of a side of the (square) input."""
+    """Pixels per side of the square input (default: by --recipe)."""
     pretrained: Path | None = None
-    """Start the backbone from this timm checkpoint (.safetensors or .pth)."""
+    """Start the backbone from this timm checkpoint, .safetensors or .pth (default: from random weights)."""
 
     epochs: int | None = None
-    """Passes over the training set."""
+    """Passes over the training set (default: by --recipe)."""
     batch_size: int | None = None
-    """Images of one optimiser step, over all processes."""
+    """Images per optimiser step, over all processes (default: by --recipe)."""
     accumulate: int = 1
     """Micro-batches that each process splits its share of a step into."""
     lr: float | None = None
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW (default: by --recipe)."""
     min_lr: float = 1e-6
     """Learning rate at the end of the cosine."""
     warmup_epochs: float | None = None
-    """Epochs of linear learning-rate warm-up."""
+    """Epochs of linear learning-rate warm-up (default: by --recipe, a quarter of --epochs at most)."""
     weight_decay: float = 0.05
     """Weight decay, except on biases, one-dimensional and bottleneck parameters."""
     max_steps: int | None = None
-    """Stop after this many optimiser steps in all; the schedules stay those of --epochs."""
+    """Stop after this many optimiser steps in all; the schedules stay those of --epochs (default: no limit)."""
 
     loader: LoaderName = "auto"
     """Loader of image folders; auto: DALI where it can be imported."""
     cache: Literal["auto", "gpu", "ram", "off"] = "auto"
-    """Where decoded images of a folder are kept between epochs."""
+    """Where decoded images of a folder are kept between epochs; auto: on the GPU if they fit, else in memory."""
     workers: int | None = None
-    """Loader processes or threads of each rank (default: the cores there are, shared by the ranks)."""
+    """Loader processes or threads per rank (default: the number of cores, shared by the ranks)."""
 
     eval_every: int | None = None
-    """Epochs between validations."""
+    """Epochs between validations (default: by --recipe)."""
     eval_repeats: int = 1
     """Noisy validation passes at each validation."""
     checkpoint_every: float = 1.0
     """Epochs between checkpoints; fractions are allowed."""
     resume: str = "auto"
-    """auto: go on from the run folder's checkpoint, if any; none: refuse to overwrite one; or a checkpoint's path."""
+    """auto: resume from the checkpoint in the run folder, if any; none: refuse to overwrite a run;
+    or the path of a checkpoint."""
     track: Literal["none", "tensorboard", "wandb"] = "none"
     """Also send metrics to TensorBoard (in the run folder) or Weights & Biases."""
 

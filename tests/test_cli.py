@@ -88,6 +88,19 @@ def test_help_and_mistakes_do_not_wait_for_torch(args):
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
+@pytest.mark.parametrize("command", [["train"], ["eval"], ["nmi"], ["data", "check"]], ids=" ".join)
+def test_help_names_one_default_for_each_option(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ibvit", *command, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    options = re.split(r"\n[│ ] (?=--[a-z]|-h)", capsys.readouterr().out)[1:]  # in a box, if the terminal has it
+    for option in options:
+        if not option.startswith("-h"):
+            assert len(re.findall(r"\((?:default|required)\b", option)) == 1, option
+            assert "None" not in option
+    assert len(options) > 1
+
+
 def without(*modules: str) -> str:
     """A script that trains two steps on digits where these modules cannot be imported."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({modules}))"  # None: find_spec and import fail

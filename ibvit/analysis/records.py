@@ -1,6 +1,7 @@
 """The records of a run: what a model did with every validation image, as memory-mapped arrays.
 
-`ibvit cache --run DIR` writes DIR/records/ (see `ibvit.analysis.cache`); every analysis reads it through `open_runs`.
+`ibvit record --run DIR` writes DIR/records/ (see `ibvit.analysis.recorder`). Every analysis reads it through
+`open_runs`.
 
     records.json      schema, data set, model, noise seed, saved heads, arrays with dtype, axes and unit, progress
     index.npy         [images]                    position of the image in the validation set
@@ -67,12 +68,12 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def cache_command(run: Path, options: Mapping[str, Any]) -> str:
-    """The command that records a run, with `ibvit.analysis.cache.RecordOptions` as they were given.
+    """The command that records a run, with `ibvit.analysis.recorder.RecordOptions` as they were given.
 
     >>> cache_command(Path("runs/x"), {"heads": "active", "attention": True})
-    'ibvit cache --run runs/x --attention'
+    'ibvit record --run runs/x --attention'
     """
-    words = [f"ibvit cache --run {run}"]
+    words = [f"ibvit record --run {run}"]
     words += ["--attention"] if options.get("attention") else []
     words += ["--heads all"] if options.get("heads") == "all" else []
     return " ".join(words)
@@ -104,7 +105,7 @@ class Records:
         """
         run = Path(run_dir)
         config = _read_json(run / "config.json", f"{run} is not a run folder: it has no config.json")
-        meta = _read_json(run / "records" / "records.json", f"{run} has no records: run `ibvit cache --run {run}`")
+        meta = _read_json(run / "records" / "records.json", f"{run} has no records: run `ibvit record --run {run}`")
         again = f"run `{cache_command(run, meta.get('options', {}))}`"
         if meta.get("schema") != SCHEMA:
             raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
@@ -123,7 +124,7 @@ class Records:
         spec = self.meta["arrays"].get(name)
         if spec is None:
             option = " --attention" if name == "attention" else ""
-            raise RecordsError(f"{self.run}/records holds no {name}: run `ibvit cache --run {self.run}{option}`")
+            raise RecordsError(f"{self.run}/records holds no {name}: run `ibvit record --run {self.run}{option}`")
         path = self.run / "records" / f"{name}.npy"
         if not path.is_file():
             again = cache_command(self.run, self.meta.get("options", {}))
@@ -132,12 +133,12 @@ class Records:
             array = np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only arrays
         except ValueError as error:
             raise RecordsError(
-                f"{path} is damaged ({error}): delete {path.parent} and run `ibvit cache` again"
+                f"{path} is damaged ({error}): delete {path.parent} and run `ibvit record` again"
             ) from None
         if list(array.shape) != spec["shape"] or str(array.dtype) != spec["dtype"]:
             raise RecordsError(
                 f"{path} holds {array.dtype} {list(array.shape)}, expected {spec['dtype']} {spec['shape']}: "
-                f"delete {path.parent} and run `ibvit cache` again"
+                f"delete {path.parent} and run `ibvit record` again"
             )
         return array
 
@@ -236,7 +237,7 @@ class Records:
             saved = ", ".join(self.heads) or "none"
             raise RecordsError(
                 f"head {head!r} is not in {self.run}/records (saved: {saved}); "
-                f"run `ibvit cache --run {self.run} --heads all` for every head"
+                f"run `ibvit record --run {self.run} --heads all` for every head"
             )
         return array[self.heads.index(head)]
 

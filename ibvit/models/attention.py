@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ibvit import ops
 from ibvit.ops import reference
 
-PRIOR_LOGVAR = -6.0
-"""Initial bias of ρ: the channel starts wide open, at about 80 nats a head and token."""
+INITIAL_LOGVAR = -6.0
+"""Initial bias of ρ: the channel starts at about 80 nats per head and token."""
 
 HOOKS = ("hook_pattern", "hook_mu", "hook_logvar", "hook_z", "hook_kl", "hook_update")
 
@@ -111,6 +111,10 @@ class BottleneckAttention(Attention):
             self.register_parameter(f"b{name}", nn.Parameter(self.proj.weight.new_empty(heads, fan_out)))
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        sizes = f"heads={self.num_heads}, hidden_dim={self.hidden_dim}, latent_dim={self.latent_dim}"
+        return f"{sizes}, impl={self.impl}"
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         params = self.params
@@ -118,7 +122,7 @@ class BottleneckAttention(Attention):
             bound = 1 / math.sqrt(weight.shape[1])  # nn.Linear's default, for weight and bias alike
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
-        params.b2[:, self.latent_dim :] = PRIOR_LOGVAR
+        params.b2[:, self.latent_dim :] = INITIAL_LOGVAR
 
     @property
     def params(self) -> ops.BottleneckParams:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ibvit.analysis.cache import RecordOptions, write_records
 from ibvit.analysis.copypaste import CopyPaste, copy_paste, draw_places, paste
+from ibvit.analysis.recorder import RecordOptions, write_records
 
 
 def test_places_are_different_and_never_the_patch_itself() -> None:

@@ -43,7 +43,7 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
 
 def test_run_without_records_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(RecordsError, match=r"has no records: run `ibvit cache --run"):
+    with pytest.raises(RecordsError, match=r"has no records: run `ibvit record --run"):
         Records.open(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_head_that_was_not_saved(make_run: MakeRun) -> None:
 
 def test_attention_that_was_not_asked_for(make_run: MakeRun) -> None:
     records = Records.open(make_run("run", "none"))
-    with pytest.raises(RecordsError, match=r"holds no attention: run `ibvit cache .*--attention`"):
+    with pytest.raises(RecordsError, match=r"holds no attention: run `ibvit record .*--attention`"):
         records.attention("1.0")
 
 

@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> list[Path]:
 def test_a_missing_file(command: list[str], runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (runs[1] / "records" / "kl.npy").unlink()
     line = said(monkeypatch, *command, "--runs", *runs, "--out", tmp_path / "out")
-    assert line.startswith(f"error: {runs[1]}/records/kl.npy is missing: run `ibvit cache --run {runs[1]}`")
+    assert line.startswith(f"error: {runs[1]}/records/kl.npy is missing: run `ibvit record --run {runs[1]}`")
 
 
 def test_a_missing_file_is_recorded_again_as_it_was(
@@ -40,7 +40,7 @@ def test_a_missing_file_is_recorded_again_as_it_was(
     (records / "records.json").write_text(json.dumps(meta | {"options": {"heads": "all", "attention": True}}))
     (records / "mu.npy").unlink()
     line = said(monkeypatch, "figure", "4", "--runs", *runs, "--out", tmp_path / "out")
-    assert f"run `ibvit cache --run {runs[1]} --attention --heads all`" in line
+    assert f"run `ibvit record --run {runs[1]} --attention --heads all`" in line
 
 
 def test_runs_of_different_data_sets(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_run_without_records(runs: list[Path], tmp_path: Path, monkeypatch: py
     bare.mkdir()
     (bare / "config.json").write_text("{}")
     line = said(monkeypatch, "report", "--runs", *runs, bare, "--out", tmp_path / "report.html")
-    assert line == f"error: {bare} has no records: run `ibvit cache --run {bare}`"
+    assert line == f"error: {bare} has no records: run `ibvit record --run {bare}`"
     assert not (tmp_path / "report.html").exists()
 
 
@@ -69,4 +69,5 @@ def test_an_unknown_figure(runs: list[Path], tmp_path: Path, monkeypatch: pytest
 def test_no_run_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = said(monkeypatch, "figure", "1b", "--runs", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert line == f"error: {tmp_path}/nowhere is not a run folder: it has no config.json"
-    assert said(monkeypatch, "cache", "--run", tmp_path).endswith("is not a finished run: it has no config.json")
+    for name in ("record", "cache"):  # its former name
+        assert said(monkeypatch, name, "--run", tmp_path).endswith("is not a finished run: it has no config.json")

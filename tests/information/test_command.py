@@ -61,7 +61,7 @@ def test_two_heads_of_one_run_and_a_file(
     ("other", "message"),
     [
         ("nowhere:1.0", r"nowhere is not a run folder: it has no config\.json"),
-        ("bare:1.0", "bare has no records: run `ibvit cache --run bare`"),
+        ("bare:1.0", "bare has no records: run `ibvit record --run bare`"),
         ("full:1.0", "full:1.0: expected a run with bottlenecks, got attention=full"),
         ("two:7.0", r"head: expected 'block\.head' with block < 2 and head < 2, got '7\.0'"),
         ("two:first", r"head: expected 'block\.head'.*got 'first'"),

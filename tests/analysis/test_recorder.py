@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ibvit import ops
-from ibvit.analysis import cache
-from ibvit.analysis.cache import RecordOptions, write_records
+from ibvit.analysis import recorder
 from ibvit.analysis.images import open_data
+from ibvit.analysis.recorder import RecordOptions, write_records
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter
 from ibvit.models import load
 from ibvit.training import evaluation
@@ -50,7 +50,7 @@ def test_pass_k_is_repeat_k_of_evaluation(digits_run: Path) -> None:
 
 
 def test_only_active_heads_by_default(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.kl_accounting, "active_heads", lambda kl: torch.eye(4, 2, dtype=torch.bool))
+    monkeypatch.setattr(recorder.kl_accounting, "active_heads", lambda kl: torch.eye(4, 2, dtype=torch.bool))
     records = write_records(digits_run, RecordOptions(passes=1, dtype="float16"))
     assert records.heads == ["0.0", "1.1"]
     assert records.latent("1.1")[0].dtype == np.float16

@@ -1,4 +1,4 @@
-"""`ibvit cache`: write the records of a run (see `ibvit.analysis.records`).
+"""`ibvit record`: write the records of a run (see `ibvit.analysis.records`).
 
 Three stages, each resumable at a step. *Survey*: votes and KL of every head, so that the active heads are known.
 *Latents*: the same pass with the same noise once more, now keeping mu and logvar (and attention) of those heads.
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What `ibvit cache` keeps."""
+    """What `ibvit record` keeps."""
 
     heads: Literal["active", "all"] = "active"
     """Keep mu and logvar of the active heads (more than 0.01 nats on at least one patch), or of all."""
