@@ -15,7 +15,7 @@ from pathlib import Path
 
 import triton
 
-from ibvit_kernels.bottleneck_tiles import Shape
+from ibvit_kernels.bottleneck.tiles import Shape
 from tests.kernels.bottleneck_variants import variants
 from tests.kernels.resources import ARCHITECTURES, compile_kernel, compile_sass, loops
 

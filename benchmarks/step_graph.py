@@ -32,7 +32,7 @@ import ibvit
 from benchmarks.recording import COPY_BANDWIDTH, RESULTS, TENSOR_FLOPS
 from ibvit.ops import api
 from ibvit.training.objective import Objective
-from ibvit_kernels.bottleneck_tiles import Shape, backward_launches, gradient_sizes, splits
+from ibvit_kernels.bottleneck.tiles import Shape, backward_launches, gradient_sizes, splits
 
 EAGER_LAUNCH = 5e-6  # seconds of host time, the usual order of one eager operator
 LAUNCHES = {"bottleneck_forward": 2, "bottleneck_backward": 4}  # pack, forward; backward twice, sum of parts, unmerge

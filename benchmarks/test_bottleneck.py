@@ -207,7 +207,7 @@ def test_host_time_of_an_eager_call(what, benchmark, monkeypatch):
     """Validation, dispatch, autograd and allocation of one call; Triton's launcher is not in it."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # the op takes CPU tensors then
     for kernel in ("pack_kernel", "forward_kernel", "backward_kernel", "unmerge_kernel"):
-        monkeypatch.setattr(f"ibvit_kernels.bottleneck.{kernel}", NoLaunch())
+        monkeypatch.setattr(f"ibvit_kernels.bottleneck.host.{kernel}", NoLaunch())
     api._decide.cache_clear()
     problem = make_problem(1, 32, 16, 8, 8, 1, 3).cast(torch.float32)
     leaves = [t.requires_grad_(what != "forward") for t in (problem.y, *problem.params, *problem[2:4])]

@@ -27,7 +27,8 @@ from torch import Tensor
 
 import ibvit
 from benchmarks.recording import FULL, processor
-from ibvit_kernels import library, mixture_native
+from ibvit_kernels import library
+from ibvit_kernels.mixture import native
 from tests.information import truth
 from tests.needs import needs_library
 
@@ -60,7 +61,7 @@ class Sums:
 
 
 def run_native(sums: Sums) -> Callable[[], np.ndarray]:
-    mixture = mixture_native.Mixture([sums.mu], [sums.logvar])
+    mixture = native.Mixture([sums.mu], [sums.logvar])
     none = np.empty((0, 2), np.int64)
     return lambda: mixture.log_sums([sums.u], [0], [sums.reference], none, threads=THREADS)[0][0]
 

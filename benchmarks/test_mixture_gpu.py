@@ -21,8 +21,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ibvit_kernels import mixture_pass
-from ibvit_kernels.mixture import Mixture
+from ibvit_kernels.mixture import launches
+from ibvit_kernels.mixture.host import Mixture
 from tests.kernels.test_mixture_gpu import NO_PAIRS, channel, draw, log_ratios, rms
 
 pytestmark = [
@@ -97,7 +97,7 @@ def test_one_channel(
     rate = SAMPLES * COMPONENTS / (whole or foretold)
     multiprocessors = record["multiprocessors"] * NOMINAL_CLOCK
     record["cases"][request.node.callspec.id] = row = {
-        "form": mixture_pass.Pass([mu], [logvar]).form,
+        "form": launches.Pass([mu], [logvar]).form,
         "rms_error_nats": error,
         "first_call_with_preparation_and_compilation_s": first,
         "slice_s": slices[1],

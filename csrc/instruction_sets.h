@@ -2,8 +2,8 @@
 #ifndef IBVIT_INSTRUCTION_SETS_H
 #define IBVIT_INSTRUCTION_SETS_H
 
-#include "bottleneck_tile.h"
-#include "mixture_tile.h"
+#include "bottleneck/tile.h"
+#include "mixture/tile.h"
 
 struct InstructionSet {
   const char* name;

@@ -114,9 +114,9 @@ class NativeMixture:
     impl = "native"
 
     def __init__(self, channels: Sequence[Channel], threads: int | None) -> None:
-        from ibvit_kernels import mixture_native
+        from ibvit_kernels.mixture import native
 
-        self._sums = mixture_native.Mixture([c.mu.numpy() for c in channels], [c.logvar.numpy() for c in channels])
+        self._sums = native.Mixture([c.mu.numpy() for c in channels], [c.logvar.numpy() for c in channels])
         self._threads = threads or torch.get_num_threads()
         self._channels = channels
 
@@ -144,13 +144,13 @@ class TritonMixture:
     impl = "triton"
 
     def __init__(self, channels: Sequence[Channel]) -> None:
-        from ibvit_kernels import mixture
+        from ibvit_kernels.mixture import host
 
-        self._sums = mixture.Mixture([c.mu for c in channels], [c.logvar for c in channels])
+        self._sums = host.Mixture([c.mu for c in channels], [c.logvar for c in channels])
         self._channels = channels
 
     def samples_per_call(self, channel: Sequence[int]) -> int:
-        from ibvit_kernels.mixture_pass import samples_at_once
+        from ibvit_kernels.mixture.launches import samples_at_once
 
         widest = sorted((self._channels[c].dims for c in channel), reverse=True)
         return samples_at_once(widest[:2])  # channels are summed one by one, or in pairs

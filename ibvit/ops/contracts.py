@@ -148,5 +148,5 @@ def _no_double_backward(ctx: Any, *_: Any) -> None:
     )
 
 
-TRITON = Fused("bottleneck", "bottleneck", ("CUDA", "CPU"))  # on the CPU in Triton's interpreter
-NATIVE = Fused("bottleneck_native", "bottleneck_native", ("CPU",))
+TRITON = Fused("bottleneck", "bottleneck.host", ("CUDA", "CPU"))  # on the CPU in Triton's interpreter
+NATIVE = Fused("bottleneck_native", "bottleneck.native", ("CPU",))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ibvit_kernels.bottleneck import backward_constants, forward_constants, pack_constants, unmerge_constants
-from ibvit_kernels.bottleneck_backward import backward_kernel
-from ibvit_kernels.bottleneck_forward import forward_kernel
-from ibvit_kernels.bottleneck_pack import pack_kernel, unmerge_kernel
-from ibvit_kernels.bottleneck_tiles import Shape, backward_launches, forward_tile
+from ibvit_kernels.bottleneck.backward import backward_kernel
+from ibvit_kernels.bottleneck.forward import forward_kernel
+from ibvit_kernels.bottleneck.host import backward_constants, forward_constants, pack_constants, unmerge_constants
+from ibvit_kernels.bottleneck.pack import pack_kernel, unmerge_kernel
+from ibvit_kernels.bottleneck.tiles import Shape, backward_launches, forward_tile
 
 # kernel, signature, constexprs, options: what `resources.compile_kernel` takes
 Job = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ibvit_kernels import mixture_direct, mixture_gemm, mixture_pass
+from ibvit_kernels.mixture import direct, gemm, launches
 
 
 class Variant(NamedTuple):
@@ -20,23 +20,23 @@ class Variant(NamedTuple):
 
 
 def direct_variant(dims: Sequence[int], fused: bool) -> Variant:
-    constants = mixture_direct.direct_options(dims, fused, mixture_pass.DIRECT_BLOCK)
+    constants = direct.direct_options(dims, fused, launches.DIRECT_BLOCK)
     exponents = constants["TILE"] * constants["COMPONENTS"] // (32 * constants["num_warps"])
-    return _variant(f"direct d={_listed(dims)}{' fused' * fused}", mixture_direct.direct_sums, constants, exponents)
+    return _variant(f"direct d={_listed(dims)}{' fused' * fused}", direct.direct_sums, constants, exponents)
 
 
 def gemm_variant(features: Sequence[int], arch: int) -> Variant:
-    tile = mixture_gemm.gemm_tile(features, arch // 10)
+    tile = gemm.gemm_tile(features, arch // 10)
     assert tile is not None
     exponents = tile.samples * tile.components // (32 * tile.warps)
-    constants = mixture_gemm.gemm_options(features, tile)
-    return _variant(f"gemm K={_listed(features)}", mixture_gemm.gemm_sums, constants, exponents)
+    constants = gemm.gemm_options(features, tile)
+    return _variant(f"gemm K={_listed(features)}", gemm.gemm_sums, constants, exponents)
 
 
 def screen_variant(features: int) -> Variant:
-    tile = mixture_gemm.SCREEN_TILE
+    tile = gemm.SCREEN_TILE
     exponents = tile.samples * tile.components // (32 * tile.warps)
-    return _variant(f"screen K={features}", mixture_gemm.screen_tiles, mixture_gemm.screen_options(features), exponents)
+    return _variant(f"screen K={features}", gemm.screen_tiles, gemm.screen_options(features), exponents)
 
 
 def variants(arch: int) -> list[Variant]:
@@ -47,7 +47,7 @@ def variants(arch: int) -> list[Variant]:
             for dims in ((1,), (2,), (64,), (1, 1), (2, 2), (64, 64))
             for fused in (True, False)
         ),
-        *(gemm_variant([k] * channels, arch) for k, channels in mixture_gemm.TILES),
+        *(gemm_variant([k] * channels, arch) for k, channels in gemm.TILES),
         *(screen_variant(k) for k in (16, 32, 64, 128, 256)),
     ]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import triton
 
-from ibvit_kernels.bottleneck_tiles import Shape
+from ibvit_kernels.bottleneck.tiles import Shape
 from tests.kernels.bottleneck_variants import Job, variants
 from tests.kernels.mixture_variants import Variant, chosen_variants, direct_variant
 from tests.kernels.resources import ARCHITECTURES, Usage, assert_fits, compile_kernel, compile_sass, loops

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ibvit.ops import BottleneckParams, bottleneck_write, noise_key
 from ibvit.ops.noise import standard_normal
-from ibvit_kernels import bottleneck_native, library, why_no_triton
+from ibvit_kernels import library, why_no_triton
+from ibvit_kernels.bottleneck import native
 from tests.needs import needs_library, needs_triton
 from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior, rms
 
@@ -38,13 +39,13 @@ SMALL = SHAPES["h, r below 16 are padded; C not a multiple of 16"]
 @pytest.fixture(params=[pytest.param("triton", marks=[on_gpu, needs_triton]), *(f"native {name}" for name in NATIVE)])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     impl, _, instruction_set = request.param.partition(" ")
-    monkeypatch.setattr(bottleneck_native, "instruction_set", instruction_set or None)
+    monkeypatch.setattr(native, "instruction_set", instruction_set or None)
     return impl
 
 
 @pytest.fixture(params=NATIVE)
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(bottleneck_native, "instruction_set", request.param)
+    monkeypatch.setattr(native, "instruction_set", request.param)
     return request.param
 
 

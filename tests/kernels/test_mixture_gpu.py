@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ibvit_kernels import mixture, mixture_pass
-from ibvit_kernels.mixture import Mixture
+from ibvit_kernels.mixture import host, launches
+from ibvit_kernels.mixture.host import Mixture
 
 pytestmark = pytest.mark.gpu
 NO_PAIRS = torch.empty(0, 2, dtype=torch.long)
@@ -57,30 +57,30 @@ def rms(error: Tensor) -> float:
 def test_auto_against_float64(d: int, sigma: float, spread: float) -> None:
     mu, logvar = channel(d, 20_011, sigma, spread)
     u, reference = draw(mu, logvar, 1003)
-    chosen = mixture_pass.Pass([mu], [logvar])
+    chosen = launches.Pass([mu], [logvar])
     got = Mixture([mu], [logvar]).log_sums([u], [0], [reference], NO_PAIRS).single[0]
     error = got - log_ratios(u, mu, logvar, reference).logsumexp(1)
-    tolerance = mixture_pass.GEMM_ERROR if chosen.form == "gemm" else 1e-5 * max(1, d / 64)
+    tolerance = launches.GEMM_ERROR if chosen.form == "gemm" else 1e-5 * max(1, d / 64)
     assert rms(error) <= tolerance, chosen.form
     assert abs(error.mean()) <= tolerance / 2, "rounding in one direction would bias the information"
 
 
 @pytest.mark.parametrize("form", ["direct", "gemm", "screen"])
 @pytest.mark.parametrize("dims", [(2, 2), (3, 8), (32, 32), (64, 64)])
-def test_pairs_against_float64(dims: tuple[int, int], form: mixture.Form) -> None:
+def test_pairs_against_float64(dims: tuple[int, int], form: host.Form) -> None:
     channels = [channel(d, 5003, 1.0, 0.2, seed=i) for i, d in enumerate(dims)]
     drawn = [draw(mu, logvar, 700, seed=5 + i) for i, (mu, logvar) in enumerate(channels)]
     prepared = Mixture([mu for mu, _ in channels], [logvar for _, logvar in channels], form)
     sums = prepared.log_sums([u for u, _ in drawn], [0, 1], [r for _, r in drawn], torch.tensor([[0, 1]]))
     a, b = (log_ratios(u, mu, logvar, r) for (u, r), (mu, logvar) in zip(drawn, channels, strict=True))
-    tolerance = 2 * mixture_pass.GEMM_ERROR
+    tolerance = 2 * launches.GEMM_ERROR
     assert rms(sums.single[0] - a.logsumexp(1)) <= tolerance, "a"
     assert rms(sums.single[1] - b.logsumexp(1)) <= tolerance, "b"
     assert rms(sums.pair[0] - (a + b).logsumexp(1)) <= tolerance, "a, b"
 
 
 @pytest.mark.parametrize("form", ["direct", "gemm", "screen"])
-def test_thirty_runs_are_bitwise_equal(form: mixture.Form) -> None:
+def test_thirty_runs_are_bitwise_equal(form: host.Form) -> None:
     mu, logvar = channel(8, 20_000, 1.0, 0.3)
     u, reference = draw(mu, logvar, 5000)
     runs = [Mixture([mu], [logvar], form).log_sums([u], [0], [reference], NO_PAIRS).single for _ in range(30)]
@@ -104,10 +104,10 @@ def test_more_elements_than_an_int32_counts() -> None:
 @pytest.mark.parametrize("d", [2, 32])
 def test_memory_stays_within_what_is_stated(d: int) -> None:
     mu, logvar = channel(d, 100_000, 1.0, 0.2)
-    u, reference = draw(mu, logvar, 2 * mixture_pass.SAMPLES_AT_ONCE)
+    u, reference = draw(mu, logvar, 2 * launches.SAMPLES_AT_ONCE)
     prepared = Mixture([mu], [logvar])
     prepared.log_sums([u[:1000]], [0], [reference[:1000]], NO_PAIRS)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = prepared.log_sums([u], [0], [reference], NO_PAIRS).single
-    assert torch.cuda.max_memory_allocated() - before <= mixture_pass.WORKSPACE_BYTES + 4 * result.nbytes
+    assert torch.cuda.max_memory_allocated() - before <= launches.WORKSPACE_BYTES + 4 * result.nbytes

@@ -1,4 +1,4 @@
-"""The memory of the mixture kernels' host code is what `mixture_pass` states; the kernels themselves make nothing."""
+"""The host code of the mixture kernels takes the memory that `mixture.launches` states; the kernels take none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ibvit.information import backends
-from ibvit_kernels import mixture, mixture_gemm, mixture_pass
-from ibvit_kernels.mixture_layout import LOG2_E
+from ibvit_kernels.mixture import gemm, host, launches
+from ibvit_kernels.mixture.layout import LOG2_E
 from tests.memory import PeakMemory
 
 COMPONENTS, SAMPLES = 4096, 8192
@@ -23,11 +23,11 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def sums(channels: Sequence[Tensor], flags: Tensor, *_: bool) -> Tensor:
         return torch.ones(2 * len(channels) - 1, flags.shape[0] * 256, dtype=torch.float64)
 
-    def screen(channel: mixture_gemm.GemmChannel, coarse: Tensor, threshold: float) -> Tensor:
-        return torch.ones(len(coarse), len(channel.const) // mixture_gemm.FLAG_COMPONENTS, dtype=torch.int8)
+    def screen(channel: gemm.GemmChannel, coarse: Tensor, threshold: float) -> Tensor:
+        return torch.ones(len(coarse), len(channel.const) // gemm.FLAG_COMPONENTS, dtype=torch.int8)
 
     for name, replacement in (("launch_direct", sums), ("launch_gemm", sums), ("launch_screen", screen)):
-        monkeypatch.setattr(mixture_pass, name, replacement)
+        monkeypatch.setattr(launches, name, replacement)
 
 
 def channels(count: int, d: int) -> list[Tensor]:
@@ -37,34 +37,34 @@ def channels(count: int, d: int) -> list[Tensor]:
 @pytest.mark.parametrize("form", ["direct", "gemm", "screen"])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("d", [1, 2, 8, 32, 64])
-def test_layouts_and_calls_take_what_is_stated(d: int, count: int, form: mixture.Form) -> None:
+def test_layouts_and_calls_take_what_is_stated(d: int, count: int, form: host.Form) -> None:
     mu = channels(count, d)
     logvar = [torch.zeros_like(m) for m in mu]
     with PeakMemory() as memory:
-        prepared = mixture_pass.Pass(mu, logvar, form)
+        prepared = launches.Pass(mu, logvar, form)
     padded = COMPONENTS * count * max(d, 8)
-    assert memory.now <= mixture_pass.LAYOUT_BYTES * padded
-    assert memory.peak <= mixture_pass.PREPARATION_BYTES * padded
+    assert memory.now <= launches.LAYOUT_BYTES * padded
+    assert memory.peak <= launches.PREPARATION_BYTES * padded
 
     u = [m.repeat(SAMPLES // COMPONENTS, 1) for m in mu]
     reference = [torch.zeros(SAMPLES, dtype=torch.float64)] * count
     with PeakMemory() as memory:
         prepared.log_sums(u, reference)
-    stated = mixture_pass.SAMPLE_BYTES + mixture_pass.SAMPLE_DIMENSION_BYTES * count * d
+    stated = launches.SAMPLE_BYTES + launches.SAMPLE_DIMENSION_BYTES * count * d
     assert memory.peak <= SAMPLES * stated
-    assert mixture_pass.WORKSPACE_BYTES == backends.GPU_WORKSPACE_BYTES
-    assert mixture_pass.samples_at_once([d] * count) * stated <= mixture_pass.WORKSPACE_BYTES
+    assert launches.WORKSPACE_BYTES == backends.GPU_WORKSPACE_BYTES
+    assert launches.samples_at_once([d] * count) * stated <= launches.WORKSPACE_BYTES
 
 
 def test_a_call_of_any_size_stays_within_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many samples, all of them so unsure that they are done again in float64."""
-    monkeypatch.setattr(mixture_pass, "WORKSPACE_BYTES", 1 << 23)
+    monkeypatch.setattr(launches, "WORKSPACE_BYTES", 1 << 23)
     mu = channels(2, 3)
     u = [m.repeat(4, 1)[:10_000] for m in mu]
     reference = [torch.full((10_000,), 100 * LOG2_E, dtype=torch.float64)] * 2
-    sums = mixture.Mixture(mu, [torch.zeros_like(m) for m in mu], "direct")
+    sums = host.Mixture(mu, [torch.zeros_like(m) for m in mu], "direct")
     sums._pass((0, 1))
     monkeypatch.setattr(sums._pass((0, 1)), "log_sums", lambda u, r: torch.full((3, len(u[0])), -1.0).double())
     with PeakMemory() as memory:
         results = sums.log_sums([x[:2000] for x in u], [0, 1], [r[:2000] for r in reference], torch.tensor([[0, 1]]))
-    assert memory.peak <= mixture_pass.WORKSPACE_BYTES + 4 * sum(r.nbytes for r in results)
+    assert memory.peak <= launches.WORKSPACE_BYTES + 4 * sum(r.nbytes for r in results)

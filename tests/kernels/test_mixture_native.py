@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ibvit_kernels import library, mixture_native
+from ibvit_kernels import library
+from ibvit_kernels.mixture import native
 from tests.needs import needs_library
 
 pytestmark = needs_library
@@ -49,7 +50,7 @@ def log_sum(terms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def run(cases: list[Case], pairs: Any = NO_PAIRS, **options: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    mixture = mixture_native.Mixture([c.mu for c in cases], [c.logvar for c in cases])
+    mixture = native.Mixture([c.mu for c in cases], [c.logvar for c in cases])
     columns = range(len(cases))
     return mixture.log_sums([c.u for c in cases], columns, [c.reference for c in cases], np.asarray(pairs), **options)
 
@@ -95,7 +96,7 @@ def test_exponential_error_is_as_stated(instruction_set: str) -> None:
     exponent = np.arange(-60 * 512, 45 * 512) / 512  # exact in float32
     mu = np.zeros((1, 1), np.float32)
     reference = -exponent * np.log(2) - 0.5 * np.log(2 * np.pi)
-    single, _ = mixture_native.Mixture([mu], [mu]).log_sums(
+    single, _ = native.Mixture([mu], [mu]).log_sums(
         [np.zeros((len(exponent), 1), np.float32)], [0], [reference], NO_PAIRS, instruction_set=instruction_set
     )
     relative = np.expm1(single[0] - exponent * np.log(2))
@@ -118,10 +119,10 @@ def test_duplicates_and_single_samples() -> None:
     """Equal components add up exactly; fewer samples than lanes; fewer components than a block."""
     mu, zero = np.zeros((5, 3), np.float32), np.zeros((1, 3), np.float32)
     reference = np.full(1, -1.5 * np.log(2 * np.pi))
-    single, pair = mixture_native.log_sums([zero, zero], [mu, mu], [mu, mu], [reference, reference], np.array([[0, 1]]))
+    single, pair = native.log_sums([zero, zero], [mu, mu], [mu, mu], [reference, reference], np.array([[0, 1]]))
     assert single == pytest.approx(np.log(5), abs=1e-7)
     assert pair == pytest.approx(np.log(5), abs=1e-7)
-    assert mixture_native.log_sums([zero[:0]], [mu], [mu], [reference[:0]], NO_PAIRS)[0].shape == (1, 0)
+    assert native.log_sums([zero[:0]], [mu], [mu], [reference[:0]], NO_PAIRS)[0].shape == (1, 0)
 
 
 def test_repeats_bitwise_whatever_the_threads() -> None:
@@ -134,7 +135,7 @@ def test_repeats_bitwise_whatever_the_threads() -> None:
 
 def test_errors_name_the_argument() -> None:
     case = Case(2, *MIDDLE)
-    mixture = mixture_native.Mixture([case.mu], [case.logvar])
+    mixture = native.Mixture([case.mu], [case.logvar])
     with pytest.raises(ValueError, match=r"u\[0\]: expected float32 \[77, 2\], got float64"):
         mixture.log_sums([case.u.astype(np.float64)], [0], [case.reference], NO_PAIRS)
     with pytest.raises(ValueError, match=r"reference\[0\]: expected float64 \[77\]"):
@@ -144,7 +145,7 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="instruction_set: expected one of"):
         mixture.log_sums([case.u], [0], [case.reference], NO_PAIRS, instruction_set="mmx")
     with pytest.raises(ValueError, match=r"logvar\[0\]: expected float32 \[1037, 2\]"):
-        mixture_native.Mixture([case.mu], [case.logvar[:, :1]])
+        native.Mixture([case.mu], [case.logvar[:, :1]])
 
 
 def test_says_why_it_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

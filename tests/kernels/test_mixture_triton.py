@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ibvit_kernels import mixture, mixture_layout, mixture_pass
-from ibvit_kernels.mixture import Mixture
-from ibvit_kernels.mixture_direct import direct_components
-from ibvit_kernels.mixture_expansion import expand, gemm_channel
-from ibvit_kernels.mixture_gemm import FLAG_COMPONENTS, launch_screen
+from ibvit_kernels.mixture import host, launches, layout
+from ibvit_kernels.mixture.direct import direct_components
+from ibvit_kernels.mixture.expansion import expand, gemm_channel
+from ibvit_kernels.mixture.gemm import FLAG_COMPONENTS, launch_screen
+from ibvit_kernels.mixture.host import Mixture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_PAIRS = torch.empty(0, 2, dtype=torch.long)
 DIRECT_RMS = 1e-5  # nats
-GEMM_RMS = mixture_pass.GEMM_ERROR
+GEMM_RMS = launches.GEMM_ERROR
 
 # sigma, and how far the means are apart
 LITTLE = (1.0, 0.2)
@@ -58,7 +58,7 @@ def log_ratios(case: Draws) -> Tensor:
     return log_densities(case.u, case.mu, case.logvar) - case.reference[:, None]
 
 
-def single_sums(case: Draws, form: mixture.Form) -> Tensor:
+def single_sums(case: Draws, form: host.Form) -> Tensor:
     return Mixture([case.mu], [case.logvar], form).log_sums([case.u], [0], [case.reference], NO_PAIRS).single[0]
 
 
@@ -103,7 +103,7 @@ def test_direct_form(d: int, components: int, samples: int, regime: tuple[float,
 )
 def test_gemm_form_keeps_its_estimated_error(d: int, regime: tuple[float, float]) -> None:
     case = draws(d, 1030 if d == 16 else 300, 130, regime)
-    estimate = mixture_pass.Pass([case.mu], [case.logvar], "gemm")._expansions[0].error
+    estimate = launches.Pass([case.mu], [case.logvar], "gemm")._expansions[0].error
     error = rms(single_sums(case, "gemm") - log_ratios(case).logsumexp(1))
     assert error <= estimate
     assert error >= estimate / 100, "an estimate this pessimistic keeps the tensor cores idle"
@@ -122,9 +122,9 @@ def test_gemm_form_keeps_its_estimated_error(d: int, regime: tuple[float, float]
 def test_dispatch(d: int, regime: tuple[float, float], form: str) -> None:
     """Tensor cores where their error is allowed; and what is chosen is as good as its form promises."""
     case = draws(d, 60, 60, regime)
-    chosen = mixture_pass.Pass([case.mu], [case.logvar])
+    chosen = launches.Pass([case.mu], [case.logvar])
     assert chosen.form == form
-    assert form != "gemm" or chosen._expansions[0].error <= mixture_pass.GEMM_ERROR
+    assert form != "gemm" or chosen._expansions[0].error <= launches.GEMM_ERROR
     tolerance = GEMM_RMS if form == "gemm" else DIRECT_RMS
     assert rms(single_sums(case, "auto") - log_ratios(case).logsumexp(1)) <= tolerance
 
@@ -151,7 +151,7 @@ def test_screen_form(d: int, regime: tuple[float, float]) -> None:
         pytest.param((8, 3), (MUCH, MIDDLE), "screen", id="screen-8-3"),
     ],
 )
-def test_pairs(dims: Sequence[int], regimes: Sequence[tuple[float, float]], form: mixture.Form) -> None:
+def test_pairs(dims: Sequence[int], regimes: Sequence[tuple[float, float]], form: host.Form) -> None:
     """Two channels, two columns of the second, one column in no pair; each sum by name."""
     a, b = (draws(d, 60, 70, regime, seed=i) for i, (d, regime) in enumerate(zip(dims, regimes, strict=True)))
     c = b._replace(u=b.u.flip(0), reference=b.reference.flip(0))
@@ -169,7 +169,7 @@ def test_pairs(dims: Sequence[int], regimes: Sequence[tuple[float, float]], form
 
 
 @pytest.mark.parametrize("form", ["direct", "gemm"])
-def test_invariant_to_large_offsets(form: mixture.Form) -> None:
+def test_invariant_to_large_offsets(form: host.Form) -> None:
     case = draws(4, 150, 60, (0.5, 0.3), offset=1000)
     assert rms(single_sums(case, form) - log_ratios(case).logsumexp(1)) <= (GEMM_RMS if form == "gemm" else DIRECT_RMS)
 
@@ -177,7 +177,7 @@ def test_invariant_to_large_offsets(form: mixture.Form) -> None:
 def test_fused_products_only_where_they_are_exact_enough() -> None:
     for d, regime, fused in ((2, MIDDLE, True), (2, (math.exp(-5), 3.0), False), (64, (0.1, 3.0), False)):
         case = draws(d, 200, 10, regime)
-        assert mixture_pass.Pass([case.mu], [case.logvar], "direct").fused is fused, f"d = {d}, {regime}"
+        assert launches.Pass([case.mu], [case.logvar], "direct").fused is fused, f"d = {d}, {regime}"
 
 
 @pytest.mark.parametrize("regime", [MIDDLE, MUCH])
@@ -185,24 +185,24 @@ def test_fused_products_only_where_they_are_exact_enough() -> None:
 def test_skipped_terms_add_up_to_less_than_stated(d: int, regime: tuple[float, float]) -> None:
     """Sums over what the boxes, and then the screen, leave out; and they do leave out much where there is much to."""
     case = draws(d, 1500, 300, regime)
-    order = mixture_layout.spatial_order(case.mu, mixture_layout.SORTED_RUN)
-    components = mixture_layout.prepare_components(case.mu, case.logvar, order)
-    threshold = math.log2(mixture_pass.SKIPPED / components.real)
-    rows = mixture_layout.spatial_order(case.u, mixture_layout.SAMPLE_TILE)
-    u = mixture_layout.pad_samples(case.u[rows])
-    reference = mixture_layout.LOG2_E * mixture_layout.pad_samples(case.reference[rows])
+    order = layout.spatial_order(case.mu, layout.SORTED_RUN)
+    components = layout.prepare_components(case.mu, case.logvar, order)
+    threshold = math.log2(launches.SKIPPED / components.real)
+    rows = layout.spatial_order(case.u, layout.SAMPLE_TILE)
+    u = layout.pad_samples(case.u[rows])
+    reference = layout.LOG2_E * layout.pad_samples(case.reference[rows])
     terms = log_ratios(case)[rows][:, order].exp()
     terms = torch.nn.functional.pad(terms, (0, len(components.mu) - components.real))
 
-    boxes = mixture_layout.bounding_boxes(components, mixture_layout.COMPONENT_PADDING)
-    coarse = mixture_layout.box_flags(u, reference, boxes, threshold)
+    boxes = layout.bounding_boxes(components, layout.COMPONENT_PADDING)
+    coarse = layout.box_flags(u, reference, boxes, threshold)
     channel, _ = gemm_channel(u, reference, expand(components))
     screened = launch_screen(channel, coarse.to(torch.int8), threshold).bool()
-    fine = mixture_layout.box_flags(u, reference, mixture_layout.bounding_boxes(components, 64), threshold)
+    fine = layout.box_flags(u, reference, layout.bounding_boxes(components, 64), threshold)
     for flags, width in ((fine, 64), (screened, FLAG_COMPONENTS)):
-        kept = flags.repeat_interleave(mixture_layout.SAMPLE_TILE, 0).repeat_interleave(width, 1)[: len(terms)]
+        kept = flags.repeat_interleave(layout.SAMPLE_TILE, 0).repeat_interleave(width, 1)[: len(terms)]
         lost = (terms * ~kept).sum(1).max().item()
-        assert lost <= mixture_pass.SKIPPED
+        assert lost <= launches.SKIPPED
     if regime == MUCH and d == 1:
         assert fine.float().mean() < 0.6
         assert screened.sum() <= fine.sum()
@@ -213,7 +213,7 @@ def test_foreign_references_are_done_again_in_float64(shift: float) -> None:
     """Sums that overflow float32, and sums far below 1, as no sample of these components has."""
     a, b = draws(2, 130, 20, MIDDLE), draws(3, 130, 20, LITTLE, seed=1)
     a.reference[::7] += shift
-    sums = mixture.log_sums(
+    sums = host.log_sums(
         [a.u, b.u], [a.mu, b.mu], [a.logvar, b.logvar], [a.reference, b.reference], torch.tensor([[0, 1]])
     )
     assert torch.allclose(sums.single[0], log_ratios(a).logsumexp(1), atol=1e-5, rtol=0)
@@ -221,7 +221,7 @@ def test_foreign_references_are_done_again_in_float64(shift: float) -> None:
 
 
 @pytest.mark.parametrize("form", ["gemm", "screen"])
-def test_outliers_beyond_float16(form: mixture.Form) -> None:
+def test_outliers_beyond_float16(form: host.Form) -> None:
     """A sample a thousand sigma away: its features overflow, its sum is done again, its neighbours are well."""
     case = draws(3, 60, 20, LITTLE)
     case.u[3] += 1e3
@@ -240,21 +240,19 @@ def test_no_samples() -> None:
 
 def test_equal_components_carry_no_information() -> None:
     case = draws(5, 1, 40, LITTLE)
-    sums = mixture.log_sums(
-        [case.u], [case.mu.expand(100, 5)], [case.logvar.expand(100, 5)], [case.reference], NO_PAIRS
-    )
+    sums = host.log_sums([case.u], [case.mu.expand(100, 5)], [case.logvar.expand(100, 5)], [case.reference], NO_PAIRS)
     assert torch.allclose(sums.single, torch.full_like(sums.single, math.log(100)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("form", ["direct", "gemm", "screen"])
-def test_repeats_bitwise(form: mixture.Form) -> None:
+def test_repeats_bitwise(form: host.Form) -> None:
     case = draws(3, 150, 60, LITTLE)
     assert torch.equal(single_sums(case, form), single_sums(case, form))
 
 
 def test_spatial_order_makes_small_boxes() -> None:
     points = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
-    order = mixture_layout.spatial_order(points, 16)
+    order = layout.spatial_order(points, 16)
     assert torch.equal(order.sort().values, torch.arange(1000))
     boxes = points[order][:992].view(62, 16, 2)
     area = (boxes.amax(1) - boxes.amin(1)).prod(1).mean()
@@ -264,7 +262,7 @@ def test_spatial_order_makes_small_boxes() -> None:
 def test_direct_components_of_the_same_means_are_exact() -> None:
     """Without fusing, the kernel sees the means as given."""
     case = draws(3, 10, 1, MUCH, offset=100)
-    components = mixture_layout.prepare_components(case.mu, case.logvar, torch.arange(10, device=DEVICE))
+    components = layout.prepare_components(case.mu, case.logvar, torch.arange(10, device=DEVICE))
     assert torch.equal(direct_components(components, fused=False).centre[:, :10], case.mu.T)
 
 
@@ -276,7 +274,7 @@ def test_direct_components_of_the_same_means_are_exact() -> None:
         ((10, 2), (10, 2), "fast", "form: expected one of auto, direct, gemm, screen, got 'fast'"),
     ],
 )
-def test_wrong_arguments(mu: tuple[int, int], logvar: tuple[int, int], form: mixture.Form, message: str) -> None:
+def test_wrong_arguments(mu: tuple[int, int], logvar: tuple[int, int], form: host.Form, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mixture([torch.zeros(mu)], [torch.zeros(logvar)], form)
 
@@ -295,4 +293,4 @@ def test_wrong_samples(u: Tensor, error: type[Exception], message: str) -> None:
 
 
 def test_example() -> None:
-    assert doctest.testmod(mixture).failed == 0
+    assert doctest.testmod(host).failed == 0

@@ -39,7 +39,7 @@ Layout layout_of(const ibvit_bottleneck_sizes& s) {
   l.biases = l.b3 + l.wide_hidden;
   l.head_gradients = l.weights + l.biases;
   l.gradients = l.heads * l.head_gradients + l.wide_columns;
-  // The rows of bottleneck_kernel.h: what a head's forward pass keeps, then what the backward pass adds.
+  // The rows of kernel.h: what a head's forward pass keeps, then what the backward pass adds.
   const int64_t forward = l.wide_width + 4 * l.wide_hidden + 5 * l.wide_latent;
   const int64_t backward = l.wide_columns + 2 * l.wide_hidden + 3 * l.wide_latent + l.wide_width;
   l.scratch = kTileTokens * (forward + backward);

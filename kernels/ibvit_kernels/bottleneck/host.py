@@ -10,10 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ibvit_kernels.bottleneck_backward import backward_kernel
-from ibvit_kernels.bottleneck_forward import forward_kernel
-from ibvit_kernels.bottleneck_pack import COLUMNS, pack_kernel, unmerge_kernel
-from ibvit_kernels.bottleneck_tiles import (
+from ibvit_kernels.bottleneck.backward import backward_kernel
+from ibvit_kernels.bottleneck.forward import forward_kernel
+from ibvit_kernels.bottleneck.pack import COLUMNS, pack_kernel, unmerge_kernel
+from ibvit_kernels.bottleneck.tiles import (
     INTERPRETER,
     Launch,
     Shape,
@@ -30,7 +30,7 @@ Constants = dict[str, int | bool]  # constexprs of one launch and its options; c
 
 
 class Packed(NamedTuple):
-    """One block's parameters as the kernels read them, see `bottleneck_pack`."""
+    """One block's parameters as the kernels read them, see `pack`."""
 
     weights: Tensor  # [H, W1 | W2 | W3 | merged], in the activations' precision
     biases: Tensor  # float32: [H, b1 | b2 | b3], then the output's

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ibvit_kernels.bottleneck_math import latent_of_column
+from ibvit_kernels.bottleneck.arithmetic import latent_of_column
 
 COLUMNS = 16  # output columns of one program
 

@@ -6,8 +6,8 @@
 #ifndef IBVIT_BOTTLENECK_KERNEL_H
 #define IBVIT_BOTTLENECK_KERNEL_H
 
-#include "bottleneck_math.h"
-#include "bottleneck_tile.h"
+#include "arithmetic.h"
+#include "tile.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 #ifndef IBVIT_MIXTURE_KERNEL_H
 #define IBVIT_MIXTURE_KERNEL_H
 
-#include "mixture_tile.h"
+#include "tile.h"
 #include "vector.h"
 
 namespace {

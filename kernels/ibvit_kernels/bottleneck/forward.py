@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ibvit_kernels.bottleneck_math import LOG2E, gelu, latent_of_column, standard_normal
+from ibvit_kernels.bottleneck.arithmetic import LOG2E, gelu, latent_of_column, standard_normal
 
 
 @triton.jit(do_not_specialize=["block", "rows", "tokens"])
 def forward_kernel(
     y: tl.tensor,  # [B·N, H·D]
-    weights: tl.tensor,  # [H, size of a head], see bottleneck_pack
+    weights: tl.tensor,  # [H, size of a head], see pack.py
     biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the output's [CP]
     residual: tl.tensor,  # [B·N, C], read if RESIDUAL
     key: tl.tensor,  # [3] int64: seed, step, first sample

@@ -1,4 +1,4 @@
 // Compiled with AVX2 and FMA enabled; called only where the machine has them.
 #define IBVIT_LANES 8
 #define IBVIT_KERNEL kAvx2Mixture
-#include "mixture_kernel.h"
+#include "kernel.h"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ibvit_kernels import library
-from ibvit_kernels.bottleneck_sizes import Sizes
+from ibvit_kernels.bottleneck import Sizes
 
 
 class Shape(Sizes):

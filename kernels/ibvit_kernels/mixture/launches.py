@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ibvit_kernels.mixture_direct import DirectChannel, direct_components, launch_direct
-from ibvit_kernels.mixture_expansion import Expansion, expand, gemm_channel, padded_features
-from ibvit_kernels.mixture_gemm import gemm_tile, generation, launch_gemm, launch_screen
-from ibvit_kernels.mixture_layout import (
+from ibvit_kernels.mixture.direct import DirectChannel, direct_components, launch_direct
+from ibvit_kernels.mixture.expansion import Expansion, expand, gemm_channel, padded_features
+from ibvit_kernels.mixture.gemm import gemm_tile, generation, launch_gemm, launch_screen
+from ibvit_kernels.mixture.layout import (
     COMPONENT_PADDING,
     LOG2_E,
     SAMPLE_TILE,

@@ -1,4 +1,4 @@
-// What the threads of mixture.cpp hand to the inner loops of mixture_kernel.h. All in units of log2.
+// What the threads of mixture.cpp hand to the inner loops of kernel.h. All in units of log2.
 #ifndef IBVIT_MIXTURE_TILE_H
 #define IBVIT_MIXTURE_TILE_H
 

@@ -1,4 +1,4 @@
-// What bottleneck.cpp hands to the loops over a tile of tokens in bottleneck_kernel.h.
+// What bottleneck.cpp hands to the loops over a tile of tokens in kernel.h.
 #ifndef IBVIT_BOTTLENECK_TILE_H
 #define IBVIT_BOTTLENECK_TILE_H
 

@@ -9,7 +9,7 @@ For samples u with a reference r (the log-density of the component that u was dr
 The term of the sample's own component is exp(0), so a sum is at least 1, needs no running maximum, and may leave out
 terms that add up to less than SKIPPED. Three forms, chosen by dimension and by what rounding would do to these data:
 
-- direct: differences u - mu in float32, 2 or 3 instructions a dimension and term (`mixture_direct`);
+- direct: differences u - mu in float32, 2 or 3 instructions a dimension and term (`direct`);
 - gemm: the expanded quadratic on tensor cores, float16 halves, where its estimated rms error is below GEMM_ERROR;
 - screen: elsewhere. One float16 product, with a bound on its error, finds tiles that matter; those are done directly.
 
@@ -22,7 +22,7 @@ Samples drawn as promised exceed that with probability below 2^-GUARD_BITS (Mark
 
 Sums run in float32 over a block of components and in float64 beyond; there are no atomics, so results repeat bitwise.
 
-Memory: a call takes at most `mixture_pass.WORKSPACE_BYTES` beside its results. Each of the PASSES_KEPT layouts of a
+Memory: a call takes at most `launches.WORKSPACE_BYTES` beside its results. Each of the PASSES_KEPT layouts of a
 channel or of a pair takes LAYOUT_BYTES a component and dimension, and PREPARATION_BYTES while it is made.
 """
 
@@ -35,8 +35,8 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ibvit_kernels import mixture_pass
-from ibvit_kernels.mixture_pass import Form, Pass, samples_at_once
+from ibvit_kernels.mixture import launches
+from ibvit_kernels.mixture.launches import Form, Pass, samples_at_once
 
 GUARD_BITS = 20
 PASSES_KEPT = 4  # layouts of (pairs of) channels held on the device
@@ -118,7 +118,7 @@ class Mixture:
         logs = torch.cat(parts, 1)
         largest = math.log(2) * GUARD_BITS + math.log(len(self._mu[0]))
         unsure = ~((logs >= math.log(0.5)) & (logs[: len(columns)].amax(0) <= largest)).all(0)
-        few = max(1, mixture_pass.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
+        few = max(1, launches.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
         for s in unsure.nonzero()[:, 0].split(few):
             terms = torch.stack([self._log_ratios(u[c][s], channel[c], reference[c][s]) for c in columns])
             if len(columns) == 2:

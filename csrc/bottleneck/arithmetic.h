@@ -1,4 +1,4 @@
-// GELU and Gaussian noise in vectors: the arithmetic of kernels/ibvit_kernels/bottleneck_math.py. NaN that
+// GELU and Gaussian noise in vectors: the arithmetic of kernels/ibvit_kernels/bottleneck/arithmetic.py. NaN that
 // arithmetic makes stays NaN.
 #ifndef IBVIT_BOTTLENECK_MATH_H
 #define IBVIT_BOTTLENECK_MATH_H

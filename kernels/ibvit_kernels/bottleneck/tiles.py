@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from ibvit_kernels.bottleneck_sizes import Sizes
+from ibvit_kernels.bottleneck import Sizes
 
 HEAD_WIDTHS = (32, 64, 128)
 MIN_DIM, MAX_DIM = 8, 128  # of h and r, which are powers of two

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ibvit_kernels.bottleneck_math import LOG2E, gelu_and_slope, latent_of_column, standard_normal
+from ibvit_kernels.bottleneck.arithmetic import LOG2E, gelu_and_slope, latent_of_column, standard_normal
 
 
 @triton.jit(do_not_specialize=["block", "rows", "tokens"])

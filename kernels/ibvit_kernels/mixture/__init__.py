@@ -1,0 +1,1 @@
+"""Sums over the components of Gaussian mixtures, the inner loop of the information estimator."""
