@@ -5,25 +5,24 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ibvit.errors import UnavailableError
 from ibvit.ops import reference
-from ibvit.ops.contracts import NATIVE, TRITON
+from ibvit.ops.contracts import NATIVE, TRITON, BottleneckOp, Parameters
 from ibvit.ops.noise import MAX_BLOCKS, MAX_HEADS, MAX_LATENTS
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
 Impl = Literal["auto", "triton", "native", "reference"]
 """How the bottleneck is computed; see :func:`bottleneck_write`."""
-Chosen = Literal["triton", "native", "reference"]
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SHAPED = (*(f"params.{name}" for name in BottleneckParams._fields), "proj_weight", "proj_bias", "residual")
 _HEAD_WIDTHS = (32, 64, 128)
 _INNER = (8, 16, 32, 64, 128)  # hidden and latent sizes that the kernels have tiles for
 
@@ -36,7 +35,6 @@ def bottleneck_write(
     key: Tensor,
     block: int,
     impl: Impl = "auto",
-    residual: Tensor | None = None,
 ) -> BottleneckWrite:
     """One block's write to the residual stream: attention output → projected update and its KL (Eqs. 1-3).
 
@@ -49,7 +47,6 @@ def bottleneck_write(
         impl: ``"triton"`` (fused kernels for CUDA devices), ``"native"`` (the fused CPU library, float32),
             ``"reference"`` (plain PyTorch), or ``"auto"``: the fused one of y's device if it can, else the reference.
             All draw the same noise.
-        residual: ``[B, N, C]``; if given, it is added to the update, which then has its dtype.
 
     Returns:
         update ``[B, N, C]`` in y's dtype, KL ``[B, H, N]`` in nats, float32. Differentiable once in everything but
@@ -70,17 +67,14 @@ def bottleneck_write(
     """
     if torch.is_autocast_enabled(y.device.type):
         y = y.to(torch.get_autocast_dtype(y.device.type))
-    _validate(y, params, proj_weight, proj_bias, key, block, residual)
+    _validate(y, params, proj_weight, proj_bias, key, block)
     _, width, hidden = params.w1.shape
     chosen = _choose(impl, y.device.type, y.dtype, width, hidden, params.w3.shape[1])
     if chosen != "reference":
-        fused = TRITON if chosen == "triton" else NATIVE
-        dense = [tensor.contiguous() for tensor in (*params, proj_weight, proj_bias)]
-        residual = None if residual is None else residual.contiguous()
-        return BottleneckWrite(*fused.write(y.contiguous(), dense, residual, key.contiguous(), block))
+        dense = Parameters(*(tensor.contiguous() for tensor in (*params, proj_weight, proj_bias)))
+        return BACKENDS[chosen].op.write(y.contiguous(), dense, key.contiguous(), block)
     weight, bias = proj_weight.to(y.dtype), proj_bias.to(y.dtype)
-    update, kl = reference.bottleneck_write(y, params, weight, bias, key, block)
-    return BottleneckWrite(update if residual is None else (residual + update).to(residual.dtype), kl)
+    return reference.bottleneck_write(y, params, weight, bias, key, block)
 
 
 def _validate(
@@ -90,7 +84,6 @@ def _validate(
     proj_bias: Tensor,
     key: Tensor,
     block: int,
-    residual: Tensor | None,
 ) -> None:
     if y.dim() != 3 or not y.is_floating_point():
         raise ValueError(f"y: expected a floating-point tensor [B, N, H·D], got {y.dtype} {list(y.shape)}")
@@ -99,20 +92,23 @@ def _validate(
             "params.w1, params.w3, proj_weight: expected [H, D, h], [H, r, h] and [C, H·D], got "
             f"{list(params.w1.shape)}, {list(params.w3.shape)} and {list(proj_weight.shape)}"
         )
-    batch, tokens, total = y.shape
+    total = y.shape[2]
     heads, width, hidden = params.w1.shape
     latent, columns = params.w3.shape[1], proj_weight.shape[0]
     if total != heads * width:
         raise ValueError(f"y: expected a last axis of H·D = {heads}·{width} = {heads * width}, got {total}")
-    expected = (
-        (heads, width, hidden), (heads, hidden), (heads, hidden, 2 * latent), (heads, 2 * latent),
-        (heads, latent, hidden), (heads, hidden), (heads, hidden, width), (heads, width),
-        (columns, total), (columns,), (batch, tokens, columns),
-    )  # fmt: skip
-    given = (*params, proj_weight, proj_bias, residual)
-    for name, tensor, shape in zip(_SHAPED, given, expected, strict=True):
-        if tensor is None:
-            continue
+    for name, tensor, shape in (
+        ("params.w1", params.w1, (heads, width, hidden)),
+        ("params.b1", params.b1, (heads, hidden)),
+        ("params.w2", params.w2, (heads, hidden, 2 * latent)),
+        ("params.b2", params.b2, (heads, 2 * latent)),
+        ("params.w3", params.w3, (heads, latent, hidden)),
+        ("params.b3", params.b3, (heads, hidden)),
+        ("params.w4", params.w4, (heads, hidden, width)),
+        ("params.b4", params.b4, (heads, width)),
+        ("proj_weight", proj_weight, (columns, total)),
+        ("proj_bias", proj_bias, (columns,)),
+    ):
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.device != y.device:
@@ -130,30 +126,32 @@ def _validate(
 
 
 @torch.compiler.assume_constant_result
-def _choose(*case: Any) -> Chosen:
+def _choose(*case: Any) -> str:
     """What `_decide` decided; torch.compile takes it for a constant."""
     return _decide(*case)
 
 
 @functools.cache
-def _decide(impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int) -> Chosen:
+def _decide(impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int) -> str:
     """The implementation for these sizes; decided, and for "auto" logged, once."""
     if impl not in get_args(Impl):
         raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl == "reference":
         return "reference"
-    fused: Chosen = impl if impl != "auto" else "triton" if device == "cuda" else "native"
-    if fused == "triton":
-        obstacle = why_not_triton(device) or _unsupported(dtype, width, hidden, latent)
-    else:
-        wrong_dtype = None if dtype == torch.float32 else f"dtype: expected float32, got {dtype}"
-        obstacle = why_not_native(device) or wrong_dtype
+    fused = _fused_for(device) if impl == "auto" else impl
+    backend = BACKENDS[fused]
+    obstacle = backend.why_not(device) or backend.why_not_sizes(dtype, width, hidden, latent)
     if impl != "auto" and obstacle is not None:
         raise UnavailableError(f"impl={impl!r} is not available: {obstacle}")
-    chosen: Chosen = fused if obstacle is None else "reference"
+    chosen = fused if obstacle is None else "reference"
     if impl == "auto":
         _LOG.info("bottleneck: impl=auto chose %s%s", chosen, "" if obstacle is None else f" ({fused}: {obstacle})")
     return chosen
+
+
+def _fused_for(device: str) -> str:
+    """The backend that "auto" tries on this kind of device: the first that is made for it, else the CPU library."""
+    return next((name for name, backend in BACKENDS.items() if backend.device == device), "native")
 
 
 def why_not_native(device: str = "cpu") -> str | None:
@@ -183,7 +181,7 @@ def why_not_triton(device: str = "cuda") -> str | None:
     return why_no_triton(capability)
 
 
-def _unsupported(dtype: torch.dtype, width: int, hidden: int, latent: int) -> str | None:
+def _sizes_without_kernel(dtype: torch.dtype, width: int, hidden: int, latent: int) -> str | None:
     if dtype not in _DTYPES:
         return f"dtype: expected float32, bfloat16 or float16, got {dtype}"
     if width not in _HEAD_WIDTHS:
@@ -193,3 +191,29 @@ def _unsupported(dtype: torch.dtype, width: int, hidden: int, latent: int) -> st
     if dtype == torch.float32 and hidden == 128 and latent >= 64:
         return f"hidden h = 128 with latent r = {latent} in float32: TF32 parts do not fit into shared memory"
     return None
+
+
+def _not_float32(dtype: torch.dtype, width: int, hidden: int, latent: int) -> str | None:
+    return None if dtype == torch.float32 else f"dtype: expected float32, got {dtype}"
+
+
+class Backend(NamedTuple):
+    """A fused implementation of the bottleneck: a row of `BACKENDS`.
+
+    Attributes:
+        device: the kind of device for which ``impl="auto"`` takes it.
+        op: its operators.
+        why_not: kind of device → why it cannot run there, or None.
+        why_not_sizes: dtype of y, D, h, r → why it cannot compute these, or None.
+    """
+
+    device: str
+    op: BottleneckOp
+    why_not: Callable[[str], str | None]
+    why_not_sizes: Callable[[torch.dtype, int, int, int], str | None]
+
+
+BACKENDS = {
+    "triton": Backend("cuda", TRITON, why_not_triton, _sizes_without_kernel),
+    "native": Backend("cpu", NATIVE, why_not_native, _not_float32),
+}

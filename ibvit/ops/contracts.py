@@ -1,8 +1,9 @@
 """The fused bottleneck as PyTorch operators: schema, shapes, autograd. Torch alone; kernels load at the first call.
 
-Each backend, a module of ibvit_kernels, is one pair of operators, registered when this module is imported, before
-anything compiles, so torch.compile traces through them and CUDA graphs capture them. Parameters may be float32 masters
-under activations of lower precision: the kernels cast, and give float32 gradients. Shapes: :mod:`ibvit.ops.reference`.
+Each backend, a module of ibvit_kernels, is one pair of operators. They are registered when this module is imported,
+before anything compiles, so torch.compile traces through them and CUDA graphs capture them. Parameters may be float32
+masters under activations of lower precision: the kernels cast, and return float32 gradients. Shapes:
+:mod:`ibvit.ops.reference`. The names of `Parameters` and of the gradients are those of `ibvit_kernels.bottleneck`.
 """
 
 from __future__ import annotations
@@ -10,36 +11,76 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-_PARAMS = (
-    "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor w4, Tensor b4, "
-    "Tensor proj_weight, Tensor proj_bias"
-)
-_PARAM_COUNT = 10
+from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
-# d_inner: the gradients of w1, b1, w2, b2, w3, b3, of the merged map, and of proj_bias, one after the other.
-# weights, biases: the parameters as the kernels read them, W4 folded into the projection; the backward reuses them.
+
+class Parameters(NamedTuple):
+    """One block's bottlenecks and its output projection; also their gradients."""
+
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    w3: Tensor
+    b3: Tensor
+    w4: Tensor
+    b4: Tensor
+    proj_weight: Tensor
+    proj_bias: Tensor
+
+    @classmethod
+    def of(cls, params: BottleneckParams, proj_weight: Tensor, proj_bias: Tensor) -> Self:
+        return cls(*params, proj_weight, proj_bias)
+
+
+class Kernels(Protocol):
+    """What a backend of the bottleneck provides: a module of ibvit_kernels. All tensors are contiguous.
+
+    ``Sizes``, ``Packed``, ``Inner`` and ``Gradients`` are named tuples of ibvit_kernels.bottleneck.
+    """
+
+    def sizes_of(self, w1: Tensor, w3: Tensor, proj_weight: Tensor) -> Any:
+        """``Sizes``, with the extents ``weights_per_head`` and ``biases`` of the packed parameters."""
+
+    def pack(self, sizes: Any, dtype: torch.dtype, params: Parameters) -> Any:
+        """``Packed``: weights and biases as the kernels read them, for activations of this dtype."""
+
+    def forward(self, sizes: Any, y: Tensor, packed: Any, key: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Update ``[B, N, C]`` in y's dtype, KL ``[B, H, N]`` in float32."""
+
+    def backward(
+        self, sizes: Any, d_update: Tensor, d_kl: Tensor, y: Tensor, params: Parameters, packed: Any, key: Tensor,
+        block: int,
+    ) -> Any:  # fmt: skip
+        """``Gradients``: of y, w4, b4 and proj_weight, and the vector of the others."""
+
+    def gradient_sizes(self, sizes: Any) -> Any:
+        """``Inner``: the extent of each gradient in that vector, in its order."""
+
+
+_PARAMETERS = ", ".join(f"Tensor {name}" for name in Parameters._fields)
+# weights, biases: the packed parameters; the backward pass uses them again. d_inner: one vector, see `Inner`.
 _FORWARD = (
-    f"(Tensor y, {_PARAMS}, Tensor? residual, Tensor key, int block) "
-    "-> (Tensor update, Tensor kl, Tensor weights, Tensor biases)"
+    f"(Tensor y, {_PARAMETERS}, Tensor key, int block) -> (Tensor update, Tensor kl, Tensor weights, Tensor biases)"
 )
 _BACKWARD = (
-    f"(Tensor d_update, Tensor d_kl, Tensor y, {_PARAMS}, Tensor weights, Tensor biases, "
-    "Tensor key, int block) -> (Tensor d_y, Tensor d_inner, Tensor d_w4, Tensor d_b4, Tensor d_proj_weight)"
+    f"(Tensor d_update, Tensor d_kl, Tensor y, {_PARAMETERS}, Tensor weights, Tensor biases, Tensor key, int block) "
+    "-> (Tensor d_y, Tensor d_inner, Tensor d_w4, Tensor d_b4, Tensor d_proj_weight)"
 )
 _library = torch.library.Library("ibvit", "DEF")
 
 
-class Fused:
+class BottleneckOp:
     """The operators ``ibvit::<name>_forward`` and ``ibvit::<name>_backward``, computed by a module of ibvit_kernels.
 
     Args:
         name: of the operators.
-        module: in ibvit_kernels, imported at the first call.
+        module: in ibvit_kernels, with the functions of :class:`Kernels`; imported at the first call.
         devices: dispatch keys for which it computes.
     """
 
@@ -57,46 +98,59 @@ class Fused:
         _library.impl(f"{name}_forward", self._with_autograd, "Autograd", with_keyset=True)
         torch.library.register_autograd(f"ibvit::{name}_backward", _no_double_backward, lib=_library)
 
-    def write(
-        self, y: Tensor, params: Sequence[Tensor], residual: Tensor | None, key: Tensor, block: int
-    ) -> tuple[Tensor, Tensor]:
-        """update ``[B, N, C]``, KL ``[B, H, N]``. params: w1, b1, … b4, proj_weight, proj_bias. Nothing is checked."""
-        update, kl, _, _ = self.forward(y, *params, residual, key, block)
-        return update, kl
+    def write(self, y: Tensor, params: Parameters, key: Tensor, block: int) -> BottleneckWrite:
+        """Update ``[B, N, C]``, KL ``[B, H, N]``. Nothing is checked."""
+        update, kl, _, _ = self.forward(y, *params, key, block)
+        return BottleneckWrite(update, kl)
 
     @functools.cached_property
-    def _kernels(self) -> Any:
-        return import_module(f"ibvit_kernels.{self._module}")
+    def _kernels(self) -> Kernels:
+        module: Any = import_module(f"ibvit_kernels.{self._module}")
+        return module
 
-    def _shape(self, params: Sequence[Tensor]) -> Any:
-        return self._kernels.shape_of(params[0], params[4], params[8])
+    def _sizes(self, params: Parameters) -> Any:
+        return self._kernels.sizes_of(params.w1, params.w3, params.proj_weight)
 
     def _forward(self, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        params, (residual, key, block) = rest[:_PARAM_COUNT], rest[_PARAM_COUNT:]
-        kernels, shape = self._kernels, self._shape(params)
+        *tensors, key, block = rest
+        params = Parameters(*tensors)
+        sizes = self._sizes(params)
         with torch.cuda.device_of(y):
-            packed = kernels.pack(shape, y.dtype, params)
-            return *kernels.forward(shape, y, packed, residual, key, block)[:2], *packed
+            packed = self._kernels.pack(sizes, y.dtype, params)
+            update, kl = self._kernels.forward(sizes, y, packed, key, block)
+        return update, kl, packed.weights, packed.biases
 
     def _forward_fake(self, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        params, residual = rest[:_PARAM_COUNT], rest[_PARAM_COUNT]
-        shape = self._shape(params)
-        update = y.new_empty(*y.shape[:2], shape.columns) if residual is None else torch.empty_like(residual)
-        kl = y.new_empty(y.shape[0], shape.heads, y.shape[1], dtype=torch.float32)
-        weights = y.new_empty(shape.heads, shape.weights_per_head)
-        return update, kl, weights, y.new_empty(shape.biases, dtype=torch.float32)
+        *tensors, _, _ = rest
+        sizes = self._sizes(Parameters(*tensors))
+        batch, tokens, _ = y.shape
+        update = y.new_empty(batch, tokens, sizes.columns)
+        kl = y.new_empty(batch, sizes.heads, tokens, dtype=torch.float32)
+        weights = y.new_empty(sizes.heads, sizes.weights_per_head)
+        return update, kl, weights, y.new_empty(sizes.biases, dtype=torch.float32)
 
     def _backward(self, d_update: Tensor, d_kl: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        params, (weights, biases, key, block) = rest[:_PARAM_COUNT], rest[_PARAM_COUNT:]
+        from ibvit_kernels.bottleneck import Packed
+
+        *tensors, weights, biases, key, block = rest
+        params, packed = Parameters(*tensors), Packed(weights, biases)
         with torch.cuda.device_of(y):
-            packed = self._kernels.Packed(weights, biases)
-            return self._kernels.backward(self._shape(params), d_update, d_kl, y, params, packed, key, block)
+            grads = self._kernels.backward(self._sizes(params), d_update, d_kl, y, params, packed, key, block)
+        return grads.y, grads.inner, grads.w4, grads.b4, grads.proj_weight
 
     def _backward_fake(self, d_update: Tensor, d_kl: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        params = rest[:_PARAM_COUNT]
-        outer = (torch.empty_like(params[i], dtype=torch.float32) for i in (6, 7, 8))
-        d_inner = y.new_empty(sum(self._kernels.gradient_sizes(self._shape(params))), dtype=torch.float32)
-        return torch.empty_like(y), d_inner, *outer
+        *tensors, _, _, _, _ = rest
+        params = Parameters(*tensors)
+        inner = y.new_empty(sum(self._kernels.gradient_sizes(self._sizes(params))), dtype=torch.float32)
+        d_w4, d_b4, d_proj_weight = (
+            torch.empty_like(param, dtype=torch.float32) for param in (params.w4, params.b4, params.proj_weight)
+        )
+        return torch.empty_like(y), inner, d_w4, d_b4, d_proj_weight
+
+    # `torch.library.register_autograd` would do what the next two functions and `_Differentiable` do. It searches the
+    # schema for default values in each call, which with so many arguments costs more host time than all the rest:
+    # HOST_TIME. An autograd.Function applied in `write` would need no private name of torch and costs the same, but
+    # the operator could not be differentiated where it is called by itself, and opcheck refuses such an operator.
 
     def _with_autograd(self, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
@@ -107,39 +161,38 @@ class Fused:
         with torch._C._AutoDispatchBelowAutograd():
             return self.forward.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
 
-    def _gradients(self, ctx: Any, d_update: Tensor | None, d_kl: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        y, params = saved[0], saved[1 : _PARAM_COUNT + 1]
-        d_residual = d_update if ctx.has_residual else None
+    def _gradients(self, ctx: Any, d_update: Tensor | None, d_kl: Tensor | None) -> tuple[Tensor, Parameters]:
+        """Gradients of y and of the parameters."""
+        from ibvit_kernels.bottleneck import Gradients, parameter_gradients
+
+        y, *tensors, weights, biases, key = ctx.saved_tensors
+        params = Parameters(*tensors)
         d_update = y.new_zeros(ctx.update_shape) if d_update is None else d_update.contiguous()
         d_kl = y.new_zeros(ctx.kl_shape, dtype=torch.float32) if d_kl is None else d_kl.contiguous()
-        d_y, d_inner, *outer = self.backward(d_update.to(y.dtype), d_kl, *saved, ctx.block)
-        *inner, _, d_proj_bias = d_inner.split(self._kernels.gradient_sizes(self._shape(params)))
-        grads = (*inner, *outer, d_proj_bias)
-        d_params = (grad.view(param.shape).to(param.dtype) for grad, param in zip(grads, params, strict=True))
-        return d_y, *d_params, d_residual, None, None
+        grads = Gradients(*self.backward(d_update.to(y.dtype), d_kl, y, *params, weights, biases, key, ctx.block))
+        d_params = parameter_gradients(grads, self._kernels.gradient_sizes(self._sizes(params)))
+        shaped = (grad.view(param.shape).to(param.dtype) for grad, param in zip(d_params, params, strict=True))
+        return grads.y, Parameters(*shaped)
 
 
 class _Differentiable(torch.autograd.Function):
-    """What `torch.library.register_autograd` makes, without its search through the schema for default values.
-
-    With so many arguments that search costs more host time than everything else in a call.
-    """
+    """The forward operator with its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, fused: Fused, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = fused._below_autograd(keyset, inputs)
-        y, params, (residual, key, block) = inputs[0], inputs[1 : _PARAM_COUNT + 1], inputs[_PARAM_COUNT + 1 :]
-        ctx.save_for_backward(y, *params, *output[2:], key)
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.set_materialize_grads(False)  # else those of the packed parameters are made as well
-        ctx.update_shape, ctx.kl_shape = output[0].shape, output[1].shape
-        ctx.fused, ctx.block, ctx.has_residual = fused, block, residual is not None
-        return output
+    def forward(ctx: Any, op: BottleneckOp, keyset: Any, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *tensors, key, block = rest
+        update, kl, weights, biases = op._below_autograd(keyset, (y, *rest))
+        ctx.save_for_backward(y, *tensors, weights, biases, key)
+        ctx.mark_non_differentiable(weights, biases)
+        ctx.set_materialize_grads(False)  # else autograd makes zero gradients for the packed parameters
+        ctx.update_shape, ctx.kl_shape = update.shape, kl.shape
+        ctx.op, ctx.block = op, block
+        return update, kl, weights, biases
 
     @staticmethod
     def backward(ctx: Any, d_update: Tensor | None, d_kl: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.fused._gradients(ctx, d_update, d_kl)
+        d_y, d_params = ctx.op._gradients(ctx, d_update, d_kl)
+        return None, None, d_y, *d_params, None, None  # op, keyset, y, params, key, block
 
 
 def _no_double_backward(ctx: Any, *_: Any) -> None:
@@ -148,5 +201,5 @@ def _no_double_backward(ctx: Any, *_: Any) -> None:
     )
 
 
-TRITON = Fused("bottleneck", "bottleneck.host", ("CUDA", "CPU"))  # on the CPU in Triton's interpreter
-NATIVE = Fused("bottleneck_native", "bottleneck.native", ("CPU",))
+TRITON = BottleneckOp("bottleneck", "bottleneck.host", ("CUDA", "CPU"))  # on the CPU in Triton's interpreter
+NATIVE = BottleneckOp("bottleneck_native", "bottleneck.native", ("CPU",))

@@ -20,7 +20,7 @@ def variants(arch: int, shape: Shape, dtype: str) -> list[tuple[str, Job]]:
     """(name, job) of each launch of one forward and backward pass, activations of `dtype` over float32 parameters."""
     itemsize = ITEMSIZE[dtype]
     parameters = dict.fromkeys(PARAMS, "*fp32")
-    activations = dict.fromkeys(("y", "weights", "update", "d_update", "d_y", "residual"), f"*{dtype}")
+    activations = dict.fromkeys(("y", "weights", "update", "d_update", "d_y"), f"*{dtype}")
     floats = dict.fromkeys(
         ("biases", "kl", "d_kl", "parts", "d_merged", "d_bias", "d_w4", "d_b4", "d_proj_weight"), "*fp32"
     )
@@ -30,15 +30,12 @@ def variants(arch: int, shape: Shape, dtype: str) -> list[tuple[str, Job]]:
     def job(kernel: Any, constants: Any) -> Job:
         constants = dict(constants)  # the original is cached
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
-        # What training does not pass is None, which is a constant.
-        absent = dict.fromkeys(("residual", "mu", "logvar", "z") if kernel is forward_kernel else (), None)
-        constants = {**constants, **absent}
         signature = {name: types[name] for name in kernel.arg_names if name not in constants}
         return kernel, signature, constants, options
 
     jobs = [
         ("pack", job(pack_kernel, pack_constants(shape))),
-        ("forward", job(forward_kernel, forward_constants(shape, forward_tile(arch, shape, itemsize), False, False))),
+        ("forward", job(forward_kernel, forward_constants(shape, forward_tile(arch, shape, itemsize)))),
         ("unmerge", job(unmerge_kernel, unmerge_constants(shape))),
     ]
     for launch in backward_launches(arch, shape, itemsize):

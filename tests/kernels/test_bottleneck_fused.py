@@ -13,7 +13,7 @@ from ibvit.ops.noise import standard_normal
 from ibvit_kernels import library, why_no_triton
 from ibvit_kernels.bottleneck import native
 from tests.needs import needs_library, needs_triton
-from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior, rms
+from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior
 
 if why_no_triton() is None:
     from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
@@ -148,29 +148,6 @@ def test_micro_batches_draw_the_noise_of_the_whole_batch(impl):
     whole = bottleneck_write(y, params, *outer, noise_key(5), block, impl=impl).update
     last = bottleneck_write(y[2:], params, *outer, noise_key(5, first_sample=2), block, impl=impl).update
     torch.testing.assert_close(whole[2:], last)
-
-
-@on_gpu
-@needs_triton
-def test_residual_is_added_in_its_own_precision():
-    problem = make_problem(*SMALL).cast(torch.bfloat16)
-    residual = torch.randn(problem.y.shape[0], problem.y.shape[1], 72, requires_grad=True)
-    with_it = bottleneck_write(*problem, impl="triton", residual=residual).update
-    without = bottleneck_write(*problem, impl="triton").update
-    assert with_it.dtype == torch.float32
-    assert rms(with_it - residual - without.float()) <= 2**-8 * rms(without)
-    with_it.sum().backward()
-    assert torch.equal(residual.grad, torch.ones_like(residual))
-
-
-@needs_library
-def test_residual_of_the_library():
-    problem = make_problem(*SMALL).cast(torch.float32)
-    residual = torch.randn(problem.y.shape[0], problem.y.shape[1], 72, requires_grad=True)
-    with_it = bottleneck_write(*problem, impl="native", residual=residual).update
-    assert torch.equal(with_it, residual + bottleneck_write(*problem, impl="native").update)
-    with_it.sum().backward()
-    assert torch.equal(residual.grad, torch.ones_like(residual))
 
 
 @needs_library

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ibvit.config import TrainConfig
 from ibvit.ops import api, bottleneck_write
-from ibvit.ops.contracts import NATIVE, TRITON
+from ibvit.ops.contracts import Parameters
 from ibvit_kernels import library, why_no_triton
 from tests.needs import needs_library, needs_triton
 from tests.ops.problem import NAMES, Problem, Write, gradients, make_problem
@@ -54,11 +56,6 @@ WRONG = {
 def test_wrong_arguments_are_named(problem, message, spoil):
     with pytest.raises(ValueError, match=message):
         bottleneck_write(*spoil(problem), impl="reference")
-
-
-def test_residual_must_match(problem):
-    with pytest.raises(ValueError, match="residual: expected shape"):
-        bottleneck_write(*problem, residual=torch.zeros(1, 3, 17))
 
 
 @pytest.fixture
@@ -128,14 +125,18 @@ def test_unknown_implementation(problem):
         bottleneck_write(*problem, impl="cuda")
 
 
+def test_the_table_of_backends_is_what_impl_may_be():
+    assert get_args(api.Impl) == ("auto", *api.BACKENDS, "reference")
+    assert get_type_hints(TrainConfig)["impl"] == api.Impl
+
+
 def test_opcheck(problem, impl):
     """Schema, fake tensors, autograd registration and AOT dispatch agree with the implementation."""
-    fused = TRITON if impl == "triton" else NATIVE
+    fused = api.BACKENDS[impl].op
     tensors = [t.requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
-    residual = torch.randn(1, 3, 16, requires_grad=True)
-    torch.library.opcheck(fused.forward, (*tensors, residual, problem.key, problem.block))
+    torch.library.opcheck(fused.forward, (*tensors, problem.key, problem.block))
     with torch.no_grad():
-        _, _, *packed = fused.forward(*tensors, None, problem.key, problem.block)
+        _, _, *packed = fused.forward(*tensors, problem.key, problem.block)
         d_outputs = torch.randn(1, 3, 16), torch.randn(1, 1, 3)
     torch.library.opcheck(
         fused.backward,
@@ -154,8 +155,8 @@ def test_finite_differences(problem, names, impl):
         tensor.requires_grad_(names is None or name in names)
 
     def write(y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        fused = TRITON if impl == "triton" else NATIVE
-        return fused.write(y, params, None, problem.key, problem.block)
+        fused = api.BACKENDS[impl].op
+        return fused.write(y, Parameters(*params), problem.key, problem.block)
 
     assert torch.autograd.gradcheck(write, inputs, eps=1e-2, atol=5e-3, rtol=2e-2, fast_mode=names is None)
 

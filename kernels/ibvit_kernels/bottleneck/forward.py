@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ibvit_kernels.bottleneck.arithmetic import LOG2E, gelu, latent_of_column, standard_normal
+from ibvit_kernels.bottleneck.arithmetic import LOG2E, gelu, standard_normal
 
 
 @triton.jit(do_not_specialize=["block", "rows", "tokens"])
@@ -13,20 +13,15 @@ def forward_kernel(
     y: tl.tensor,  # [B·N, H·D]
     weights: tl.tensor,  # [H, size of a head], see pack.py
     biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the output's [CP]
-    residual: tl.tensor,  # [B·N, C], read if RESIDUAL
     key: tl.tensor,  # [3] int64: seed, step, first sample
     update: tl.tensor,  # [B·N, C], out
     kl: tl.tensor,  # [B, H, N] float32, out
-    mu: tl.tensor,  # [B, H, N, r] float32, out if LATENTS
-    logvar: tl.tensor,  # as mu
-    z: tl.tensor,  # as mu
     block: tl.tensor,  # index of the transformer block
     rows: tl.tensor,  # B·N
     tokens: tl.tensor,  # N
     H: tl.constexpr,
     D: tl.constexpr,
     C: tl.constexpr,
-    LATENT: tl.constexpr,
     HP: tl.constexpr,  # hidden, padded
     LP: tl.constexpr,  # latent, padded
     CP: tl.constexpr,  # C, padded
@@ -34,8 +29,6 @@ def forward_kernel(
     WIDE: tl.constexpr,  # output columns of a program: WIDE + NARROW, so that 192 is 128 + 64 and not 256
     NARROW: tl.constexpr,
     STAGES: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    LATENTS: tl.constexpr,
 ) -> None:
     W2_AT: tl.constexpr = D * HP
     W3_AT: tl.constexpr = W2_AT + 2 * HP * LP
@@ -88,18 +81,11 @@ def forward_kernel(
         if first == 0:
             at_row = (image.to(tl.int64) * H + head) * tokens + token
             tl.store(kl + at_row, kl_h, mask=real_row)
-            if LATENTS:
-                latent = latent_of_column(LP)
-                at = at_row[:, None] * LATENT + latent
-                real = real_row[:, None] & (latent < LATENT)[None, :]
-                tl.store(mu + at, mu_h, mask=real)
-                tl.store(logvar + at, logvar_h, mask=real)
-                tl.store(z + at, z_h, mask=real)
 
     bias = biases + H * (2 * HP + 2 * LP)
-    _write(acc_wide, wide, bias, residual, update, start, rows, C, ROWS, RESIDUAL)
+    _write(acc_wide, wide, bias, update, start, rows, C, ROWS)
     if NARROW > 0:
-        _write(acc_narrow, narrow, bias, residual, update, start, rows, C, ROWS, RESIDUAL)
+        _write(acc_narrow, narrow, bias, update, start, rows, C, ROWS)
 
 
 @triton.jit
@@ -107,19 +93,15 @@ def _write(
     acc: tl.tensor,
     column: tl.tensor,
     bias: tl.tensor,
-    residual: tl.tensor,
     update: tl.tensor,
     start: tl.tensor,
     rows: tl.tensor,
     C: tl.constexpr,
     ROWS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
 ) -> None:
     local = tl.arange(0, ROWS)
     skipped = start.to(tl.int64) * C
     at = local[:, None] * C + column
     real = (start + local < rows)[:, None] & (column < C)[None, :]
     acc += tl.load(bias + column)[None, :]
-    if RESIDUAL:
-        acc += tl.load(residual + skipped + at, mask=real, other=0.0).to(tl.float32)
     tl.store(update + skipped + at, acc.to(update.dtype.element_ty), mask=real)

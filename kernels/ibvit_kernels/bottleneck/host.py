@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ibvit_kernels.bottleneck import Gradients, Packed, Parameters, split_inner
 from ibvit_kernels.bottleneck.backward import backward_kernel
 from ibvit_kernels.bottleneck.forward import forward_kernel
 from ibvit_kernels.bottleneck.pack import COLUMNS, pack_kernel, unmerge_kernel
@@ -29,30 +28,12 @@ from ibvit_kernels.bottleneck.tiles import (
 Constants = dict[str, int | bool]  # constexprs of one launch and its options; cached, not to be changed
 
 
-class Packed(NamedTuple):
-    """One block's parameters as the kernels read them, see `pack`."""
-
-    weights: Tensor  # [H, W1 | W2 | W3 | merged], in the activations' precision
-    biases: Tensor  # float32: [H, b1 | b2 | b3], then the output's
+sizes_of = Shape.of
 
 
-class Latents(NamedTuple):
-    """Each head's posterior and sample, float32 ``[B, H, N, r]``."""
-
-    mu: Tensor
-    logvar: Tensor
-    z: Tensor
-
-
-shape_of = Shape.of
-
-
-def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
-    """Fold W4 into the projection and lay the parameters out; one small launch.
-
-    params: w1, b1, w2, b2, w3, b3, w4, b4, proj_weight, proj_bias.
-    """
-    device = params[0].device
+def pack(shape: Shape, dtype: torch.dtype, params: Parameters) -> Packed:
+    """Fold W4 into the projection and lay the parameters out as `pack.py` says; one small launch."""
+    device = params.w1.device
     packed = Packed(
         torch.empty(shape.heads, shape.weights_per_head, dtype=dtype, device=device),
         torch.empty(shape.biases, dtype=torch.float32, device=device),
@@ -62,22 +43,18 @@ def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
     return packed
 
 
-def forward(
-    shape: Shape, y: Tensor, packed: Packed, residual: Tensor | None, key: Tensor, block: int, latents: bool = False
-) -> tuple[Tensor, Tensor, Latents | None]:
-    """update ``[B, N, C]`` (plus residual, in its dtype, if given), KL ``[B, H, N]``, and the latents if asked for."""
+def forward(shape: Shape, y: Tensor, packed: Packed, key: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """update ``[B, N, C]`` and KL ``[B, H, N]``."""
     batch, tokens, _ = y.shape
-    update = torch.empty_like(residual) if residual is not None else y.new_empty(batch, tokens, shape.columns)
+    update = y.new_empty(batch, tokens, shape.columns)
     kl = torch.empty(batch, shape.heads, tokens, dtype=torch.float32, device=y.device)
-    written = Latents(*kl.new_empty(3, *kl.shape, shape.latent)) if latents else None
     rows = batch * tokens
     tile = forward_tile(architecture(y.device), shape, y.dtype.itemsize)
     if rows > 0:
         forward_kernel[(triton.cdiv(rows, tile.rows), column_groups(shape.columns)[0])](
-            y, *packed, residual, key, update, kl, *(written or (None, None, None)), block, rows, tokens,
-            **forward_constants(shape, tile, residual is not None, latents),
-        )  # fmt: skip
-    return update, kl, written
+            y, *packed, key, update, kl, block, rows, tokens, **forward_constants(shape, tile)
+        )
+    return update, kl
 
 
 def backward(
@@ -85,15 +62,12 @@ def backward(
     d_update: Tensor,
     d_kl: Tensor,
     y: Tensor,
-    params: Sequence[Tensor],
+    params: Parameters,
     packed: Packed,
     key: Tensor,
     block: int,
-) -> tuple[Tensor, ...]:
-    """Gradients: of y in its dtype, the inner ones in one float32 vector (`gradient_sizes`), of w4, b4, proj_weight.
-
-    Each program of the kernel writes its part of each parameter's gradient; torch adds the parts up in a fixed order.
-    """
+) -> Gradients:
+    """Each program of the kernel writes its part of each gradient; torch adds the parts up in a fixed order."""
     batch, tokens, _ = y.shape
     rows = batch * tokens
     d_y = torch.empty_like(y)
@@ -106,13 +80,20 @@ def backward(
         backward_kernel[(shape.heads, programs, groups if launch.merged else 1)](
             d_update, d_kl, y, *packed, key, d_y, parts, block, rows, tokens, **backward_constants(shape, launch)
         )
-    d_inner = parts.sum(dim=0)
-    d_merged, d_bias = d_inner.split(sizes)[-2:]
-    w4, b4, proj_weight = params[6:9]
-    outer = tuple(torch.empty_like(p, dtype=torch.float32) for p in (w4, b4, proj_weight))
+    gradients = Gradients(
+        y=d_y,
+        inner=parts.sum(dim=0),
+        w4=torch.empty_like(params.w4, dtype=torch.float32),
+        b4=torch.empty_like(params.b4, dtype=torch.float32),
+        proj_weight=torch.empty_like(params.proj_weight, dtype=torch.float32),
+    )
+    inner = split_inner(gradients.inner, sizes)
     tiles = triton.cdiv(shape.columns, COLUMNS) + triton.cdiv(shape.hidden, COLUMNS)
-    unmerge_kernel[(shape.heads, tiles)](d_merged, d_bias, w4, b4, proj_weight, *outer, **unmerge_constants(shape))
-    return d_y, d_inner, *outer
+    unmerge_kernel[(shape.heads, tiles)](
+        inner.merged, inner.proj_bias, params.w4, params.b4, params.proj_weight, gradients.w4, gradients.b4,
+        gradients.proj_weight, **unmerge_constants(shape),
+    )  # fmt: skip
+    return gradients
 
 
 @functools.cache
@@ -132,7 +113,7 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def pack_constants(shape: Shape) -> Constants:
-    return {**_sizes(shape), "HIDDEN": shape.hidden, "TILE": COLUMNS, **_options(16 if is_large(shape) else 4, 1)}
+    return {**_sizes(shape), **_unpadded(shape), "TILE": COLUMNS, **_options(16 if is_large(shape) else 4, 1)}
 
 
 @functools.cache
@@ -142,22 +123,31 @@ def unmerge_constants(shape: Shape) -> Constants:
 
 
 @functools.cache
-def forward_constants(shape: Shape, tile: Tile, residual: bool, latents: bool) -> Constants:
-    flags = {"RESIDUAL": residual, "LATENTS": latents}
-    return {**_sizes(shape), **_tiling(shape, tile), **flags, **_options(tile.warps, tile.stages)}
+def forward_constants(shape: Shape, tile: Tile) -> Constants:
+    return {**_sizes(shape), **_tiling(shape, tile), **_options(tile.warps, tile.stages)}
 
 
 @functools.cache
 def backward_constants(shape: Shape, launch: Launch) -> Constants:
-    tile, *wanted = launch
-    flags = dict(zip(("RELOAD", "INPUT", "POSTERIOR", "DECODER", "MERGED"), wanted, strict=True))
+    flags = {
+        "RELOAD": launch.reload,
+        "INPUT": launch.input,
+        "POSTERIOR": launch.posterior,
+        "DECODER": launch.decoder,
+        "MERGED": launch.merged,
+    }
+    tile = launch.tile
     options = _options(tile.warps, tile.stages)
-    return {**_sizes(shape), "HIDDEN": shape.hidden, **_tiling(shape, tile), **flags, **options}
+    return {**_sizes(shape), **_unpadded(shape), **_tiling(shape, tile), **flags, **options}
 
 
 def _sizes(shape: Shape) -> Constants:
     padded = {"HP": shape.padded_hidden, "LP": shape.padded_latent, "CP": shape.padded_columns}
-    return {"H": shape.heads, "D": shape.width, "C": shape.columns, "LATENT": shape.latent, **padded}
+    return {"H": shape.heads, "D": shape.width, "C": shape.columns, **padded}
+
+
+def _unpadded(shape: Shape) -> Constants:
+    return {"HIDDEN": shape.hidden, "LATENT": shape.latent}
 
 
 def _tiling(shape: Shape, tile: Tile) -> Constants:

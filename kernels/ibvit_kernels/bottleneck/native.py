@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ibvit_kernels import library
-from ibvit_kernels.bottleneck import Sizes
+from ibvit_kernels.bottleneck import Gradients, Inner, Packed, Parameters, Sizes, inner_sizes, parameter_gradients
 
 
 class Shape(Sizes):
@@ -30,39 +29,25 @@ class Shape(Sizes):
         return _counts(self)[1]
 
 
-class Packed(NamedTuple):
-    """One block's parameters as the library reads them."""
-
-    weights: Tensor  # [H, ·]
-    biases: Tensor
+sizes_of = Shape.of
 
 
-shape_of = Shape.of
+def gradient_sizes(shape: Shape) -> Inner[int]:
+    """Elements of the gradients that `backward` returns in one vector; the library keeps the merged map to itself."""
+    return inner_sizes(shape, merged=0)
 
 
-def gradient_sizes(shape: Shape) -> list[int]:
-    """Elements of what `backward` returns in one vector: w1, b1, w2, b2, w3, b3, nothing, output bias."""
-    heads, width, columns, hidden, latent = shape
-    per_head = (width * hidden, hidden, hidden * 2 * latent, 2 * latent, latent * hidden, hidden, 0)
-    return [*(heads * size for size in per_head), columns]
-
-
-def pack(shape: Shape, dtype: torch.dtype, params: Sequence[Tensor]) -> Packed:
-    """Fold W4 into the projection and lay the parameters out.
-
-    params: w1, b1, w2, b2, w3, b3, w4, b4, proj_weight, proj_bias.
-    """
-    params = [param.float().contiguous() for param in params]
-    new = params[0].new_empty
+def pack(shape: Shape, dtype: torch.dtype, params: Parameters) -> Packed:
+    """Fold W4 into the projection and lay the parameters out."""
+    params = _dense(params)
+    new = params.w1.new_empty
     packed = Packed(new(shape.heads, shape.weights_per_head, dtype=dtype), new(shape.biases))
     call("pack", shape, _addresses(params), *(x.data_ptr() for x in packed))
     return packed
 
 
-def forward(
-    shape: Shape, y: Tensor, packed: Packed, residual: Tensor | None, key: Tensor, block: int
-) -> tuple[Tensor, Tensor]:
-    """update ``[B, N, C]`` (plus residual, in its dtype, if given) and KL ``[B, H, N]``."""
+def forward(shape: Shape, y: Tensor, packed: Packed, key: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """update ``[B, N, C]`` and KL ``[B, H, N]``."""
     batch, tokens, _ = y.shape
     update = y.new_empty(batch, tokens, shape.columns)
     kl = y.new_empty(batch, shape.heads, tokens)
@@ -70,7 +55,7 @@ def forward(
         "forward", shape, batch, tokens, *(x.data_ptr() for x in (y, *packed, key)), block, update.data_ptr(),
         kl.data_ptr(),
     )  # fmt: skip
-    return update if residual is None else (residual + update).to(residual.dtype), kl
+    return update, kl
 
 
 def backward(
@@ -78,25 +63,32 @@ def backward(
     d_update: Tensor,
     d_kl: Tensor,
     y: Tensor,
-    params: Sequence[Tensor],
+    params: Parameters,
     packed: Packed,
     key: Tensor,
     block: int,
-) -> tuple[Tensor, ...]:
-    """Gradients: of y, the inner ones in one vector (`gradient_sizes`), of w4, b4, proj_weight."""
+) -> Gradients:
     batch, tokens, _ = y.shape
-    params = [param.float().contiguous() for param in params]
-    d_y = torch.empty_like(y)
+    params = _dense(params)
     sizes = gradient_sizes(shape)
-    d_inner = y.new_empty(sum(sizes))
-    *inner, _, d_proj_bias = d_inner.split(sizes)
-    outer = tuple(torch.empty_like(params[i]) for i in (6, 7, 8))
-    operands = [x.data_ptr() for x in (d_update, d_kl, y)]
+    gradients = Gradients(
+        y=torch.empty_like(y),
+        inner=y.new_empty(sum(sizes)),
+        w4=torch.empty_like(params.w4),
+        b4=torch.empty_like(params.b4),
+        proj_weight=torch.empty_like(params.proj_weight),
+    )
+    d_params = parameter_gradients(gradients, sizes)
     call(
-        "backward", shape, batch, tokens, *operands, _addresses(params), *(x.data_ptr() for x in packed),
-        key.data_ptr(), block, d_y.data_ptr(), _addresses([*inner, *outer, d_proj_bias]),
+        "backward", shape, batch, tokens, *(x.data_ptr() for x in (d_update, d_kl, y)), _addresses(params),
+        *(x.data_ptr() for x in packed), key.data_ptr(), block, gradients.y.data_ptr(), _addresses(d_params),
     )  # fmt: skip
-    return d_y, d_inner, *outer
+    return gradients
+
+
+def _dense(params: Parameters) -> Parameters:
+    """As the library reads them: float32, contiguous."""
+    return Parameters(*(param.float().contiguous() for param in params))
 
 
 instruction_set: str | None = None

@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from ibvit_kernels.bottleneck import Sizes
+from ibvit_kernels.bottleneck import Inner, Sizes, inner_sizes
 
-HEAD_WIDTHS = (32, 64, 128)
-MIN_DIM, MAX_DIM = 8, 128  # of h and r, which are powers of two
 DOT = 16  # the least extent of a tensor-core product
 
 
@@ -51,11 +49,9 @@ class Shape(Sizes):
         return self.heads * self.biases_per_head + self.padded_columns
 
 
-def gradient_sizes(shape: Shape) -> list[int]:
-    """Elements of the gradients that the backward kernel makes: w1, b1, w2, b2, w3, b3, merged, output bias."""
-    heads, width, columns, hidden, latent = shape
-    per_head = (width * hidden, hidden, hidden * 2 * latent, 2 * latent, latent * hidden, hidden, hidden * columns)
-    return [*(heads * size for size in per_head), columns]
+def gradient_sizes(shape: Shape) -> Inner[int]:
+    """Elements of the gradients that the backward kernel makes."""
+    return inner_sizes(shape, merged=shape.heads * shape.hidden * shape.columns)
 
 
 @functools.cache
