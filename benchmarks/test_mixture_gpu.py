@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ibvit_kernels.mixture import launches
+from ibvit_kernels.mixture import layouts
 from ibvit_kernels.mixture.host import Mixture
 from tests.kernels.test_mixture_gpu import NO_PAIRS, channel, draw, log_ratios, rms
 
@@ -97,7 +97,7 @@ def test_one_channel(
     rate = SAMPLES * COMPONENTS / (whole or foretold)
     multiprocessors = record["multiprocessors"] * NOMINAL_CLOCK
     record["cases"][request.node.callspec.id] = row = {
-        "form": launches.Pass([mu], [logvar]).form,
+        "form": layouts.Layout([mu], [logvar]).form,
         "rms_error_nats": error,
         "first_call_with_preparation_and_compilation_s": first,
         "slice_s": slices[1],

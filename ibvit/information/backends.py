@@ -12,7 +12,7 @@ least 1 and need no running maximum.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol, get_args
 
@@ -25,7 +25,6 @@ Impl = Literal["auto", "native", "triton", "torch"]
 WORKSPACE_BYTES = 1 << 28  # of one call on a CPU, beside a backend's layout of the channels and the results
 GPU_WORKSPACE_BYTES = 1 << 32  # the same on a CUDA device
 PAIRS_PER_CALL = 1 << 30  # densities between two looks at the keyboard and the progress bar, on a CPU
-Advance = Callable[[int], None]
 
 
 class Mixture(Protocol):
@@ -139,7 +138,7 @@ class NativeMixture:
 
 
 class TritonMixture:
-    """The GPU kernels of `ibvit_kernels.mixture`."""
+    """The GPU kernels of `ibvit_kernels.mixture.host`."""
 
     impl = "triton"
 
@@ -150,7 +149,7 @@ class TritonMixture:
         self._channels = channels
 
     def samples_per_call(self, channel: Sequence[int]) -> int:
-        from ibvit_kernels.mixture.launches import samples_at_once
+        from ibvit_kernels.mixture.layouts import samples_at_once
 
         widest = sorted((self._channels[c].dims for c in channel), reverse=True)
         return samples_at_once(widest[:2])  # channels are summed one by one, or in pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ibvit_kernels.mixture import direct, gemm, launches
+from ibvit_kernels.mixture import direct, gemm, layouts
 
 
 class Variant(NamedTuple):
@@ -20,7 +20,7 @@ class Variant(NamedTuple):
 
 
 def direct_variant(dims: Sequence[int], fused: bool) -> Variant:
-    constants = direct.direct_options(dims, fused, launches.DIRECT_BLOCK)
+    constants = direct.direct_options(dims, fused, layouts.DIRECT_BLOCK)
     exponents = constants["TILE"] * constants["COMPONENTS"] // (32 * constants["num_warps"])
     return _variant(f"direct d={_listed(dims)}{' fused' * fused}", direct.direct_sums, constants, exponents)
 

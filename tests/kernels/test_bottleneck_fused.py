@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ibvit.ops import BottleneckParams, bottleneck_write, noise_key
+from ibvit.ops import BottleneckParams, bottleneck_write, noise_key, reference
 from ibvit.ops.noise import standard_normal
 from ibvit_kernels import library, why_no_triton
 from ibvit_kernels.bottleneck import native
 from tests.needs import needs_library, needs_triton
-from tests.ops.problem import NAMES, assert_within_budget, gradients, make_problem, prior
+from tests.ops.problem import NAMES, Problem, assert_within_budget, gradients, make_problem, prior
 
 if why_no_triton() is None:
     from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
@@ -130,17 +130,54 @@ def test_kl_is_exactly_zero_at_the_prior(impl):
     assert torch.equal(result["kl"], torch.zeros_like(result["kl"]))
 
 
-@needs_library
-@pytest.mark.parametrize("latent", [7, 32, 128])
-def test_noise_of_the_library(latent, instruction_set):
-    """With the prior for a posterior, identities for maps, and z far in the linear part of GELU, the update is ε."""
-    problem = prior(make_problem(1, latent, latent, latent, latent, 2, 9)).cast(torch.float32)
-    one, far = torch.eye(latent), torch.full((1, latent), 12.0)
-    params = problem.params._replace(w3=one[None], b3=far, w4=one[None], b4=-far)
-    key = noise_key(seed=-3, step=2**32 + 5, first_sample=2**32 - 1)
-    problem = problem._replace(params=params, proj_weight=one, proj_bias=torch.zeros(latent), key=key)
+def with_latents_as_update(problem: Problem, first: int, count: int) -> Problem:
+    """The problem with a decoder that writes latents first … first + count of its only head, whatever the encoder is.
+
+    Identities for maps, and z moved far into the linear part of GELU.
+    """
+    _, width, hidden = problem.params.w1.shape
+    latent = problem.params.w3.shape[1]
+    far, chosen = torch.full((1, hidden), 12.0), torch.zeros(1, latent, hidden)
+    chosen[0, first : first + count, :count] = torch.eye(count)
+    params = problem.params._replace(
+        w3=chosen, b3=far, w4=torch.eye(hidden, width)[None], b4=-far.new_full((1, width), 12.0)
+    )
+    return problem._replace(params=params, proj_weight=torch.eye(count, width), proj_bias=torch.zeros(count))
+
+
+def latents(problem: Problem, impl: str) -> Tensor:
+    """z of the only head, as the update shows it, ``[B, N, r]``; as many at once as the hidden layer is wide."""
+    latent, at_once = problem.params.w3.shape[1], min(problem.params.w3.shape[1:])
+    parts = [with_latents_as_update(problem, first, at_once) for first in range(0, latent, at_once)]
+    return torch.cat([bottleneck_write(*part, impl=impl).update for part in parts], dim=-1)
+
+
+@pytest.mark.parametrize("latent", [8, 32, 128])
+def test_noise_is_that_of_the_specification(latent, impl):
+    """With the prior for a posterior, z is ε."""
+    width = max(32, min(latent, 64))
+    problem = prior(make_problem(1, width, width, min(latent, 64), latent, 2, 9)).cast(torch.float32)
+    problem = problem._replace(key=noise_key(seed=-3, step=2**32 + 5, first_sample=2**32 - 1))
     expected = standard_normal(problem.key, problem.block, 2, 1, 9, latent)[:, 0]
-    torch.testing.assert_close(bottleneck_write(*problem, impl="native").update, expected, atol=5e-6, rtol=0)
+    torch.testing.assert_close(latents(problem, impl), expected, atol=5e-6, rtol=0)
+
+
+@needs_library
+def test_noise_of_the_library_where_latents_are_no_multiple_of_four(instruction_set):
+    problem = prior(make_problem(1, 7, 7, 7, 7, 2, 9)).cast(torch.float32)
+    expected = standard_normal(problem.key, problem.block, 2, 1, 9, 7)[:, 0]
+    torch.testing.assert_close(latents(problem, "native"), expected, atol=5e-6, rtol=0)
+
+
+def test_latents_are_those_of_the_reference(impl):
+    """Under two keys: z = μ + exp(ρ/2) ε shows μ and ρ apart."""
+    problem = make_problem(1, 32, 32, 8, 8, 3, 5).cast(torch.float32)
+    posterior = reference.encode(problem.y, problem.params)
+    for key in (problem.key, problem.key + 1):
+        expected = reference.sample(posterior, key, problem.block)[:, 0]
+        torch.testing.assert_close(latents(problem._replace(key=key), impl), expected, atol=5e-6, rtol=0)
+    kl = bottleneck_write(*problem, impl=impl).kl
+    torch.testing.assert_close(kl, reference.kl_to_prior(posterior))
 
 
 def test_micro_batches_draw_the_noise_of_the_whole_batch(impl):

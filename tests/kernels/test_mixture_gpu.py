@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ibvit_kernels.mixture import host, launches
+from ibvit_kernels.mixture import host, layouts
 from ibvit_kernels.mixture.host import Mixture
 
 pytestmark = pytest.mark.gpu
@@ -57,10 +57,10 @@ def rms(error: Tensor) -> float:
 def test_auto_against_float64(d: int, sigma: float, spread: float) -> None:
     mu, logvar = channel(d, 20_011, sigma, spread)
     u, reference = draw(mu, logvar, 1003)
-    chosen = launches.Pass([mu], [logvar])
+    chosen = layouts.Layout([mu], [logvar])
     got = Mixture([mu], [logvar]).log_sums([u], [0], [reference], NO_PAIRS).single[0]
     error = got - log_ratios(u, mu, logvar, reference).logsumexp(1)
-    tolerance = launches.GEMM_ERROR if chosen.form == "gemm" else 1e-5 * max(1, d / 64)
+    tolerance = layouts.GEMM_ERROR if chosen.form == "gemm" else 1e-5 * max(1, d / 64)
     assert rms(error) <= tolerance, chosen.form
     assert abs(error.mean()) <= tolerance / 2, "rounding in one direction would bias the information"
 
@@ -73,7 +73,7 @@ def test_pairs_against_float64(dims: tuple[int, int], form: host.Form) -> None:
     prepared = Mixture([mu for mu, _ in channels], [logvar for _, logvar in channels], form)
     sums = prepared.log_sums([u for u, _ in drawn], [0, 1], [r for _, r in drawn], torch.tensor([[0, 1]]))
     a, b = (log_ratios(u, mu, logvar, r) for (u, r), (mu, logvar) in zip(drawn, channels, strict=True))
-    tolerance = 2 * launches.GEMM_ERROR
+    tolerance = 2 * layouts.GEMM_ERROR
     assert rms(sums.single[0] - a.logsumexp(1)) <= tolerance, "a"
     assert rms(sums.single[1] - b.logsumexp(1)) <= tolerance, "b"
     assert rms(sums.pair[0] - (a + b).logsumexp(1)) <= tolerance, "a, b"
@@ -104,10 +104,10 @@ def test_more_elements_than_an_int32_counts() -> None:
 @pytest.mark.parametrize("d", [2, 32])
 def test_memory_stays_within_what_is_stated(d: int) -> None:
     mu, logvar = channel(d, 100_000, 1.0, 0.2)
-    u, reference = draw(mu, logvar, 2 * launches.SAMPLES_AT_ONCE)
+    u, reference = draw(mu, logvar, 2 * layouts.SAMPLES_AT_ONCE)
     prepared = Mixture([mu], [logvar])
     prepared.log_sums([u[:1000]], [0], [reference[:1000]], NO_PAIRS)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = prepared.log_sums([u], [0], [reference], NO_PAIRS).single
-    assert torch.cuda.max_memory_allocated() - before <= launches.WORKSPACE_BYTES + 4 * result.nbytes
+    assert torch.cuda.max_memory_allocated() - before <= layouts.WORKSPACE_BYTES + 4 * result.nbytes

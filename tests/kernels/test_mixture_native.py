@@ -119,10 +119,11 @@ def test_duplicates_and_single_samples() -> None:
     """Equal components add up exactly; fewer samples than lanes; fewer components than a block."""
     mu, zero = np.zeros((5, 3), np.float32), np.zeros((1, 3), np.float32)
     reference = np.full(1, -1.5 * np.log(2 * np.pi))
-    single, pair = native.log_sums([zero, zero], [mu, mu], [mu, mu], [reference, reference], np.array([[0, 1]]))
+    mixture = native.Mixture([mu], [mu])
+    single, pair = mixture.log_sums([zero, zero], [0, 0], [reference, reference], np.array([[0, 1]]))
     assert single == pytest.approx(np.log(5), abs=1e-7)
     assert pair == pytest.approx(np.log(5), abs=1e-7)
-    assert native.log_sums([zero[:0]], [mu], [mu], [reference[:0]], NO_PAIRS)[0].shape == (1, 0)
+    assert mixture.log_sums([zero[:0]], [0], [reference[:0]], NO_PAIRS)[0].shape == (1, 0)
 
 
 def test_repeats_bitwise_whatever_the_threads() -> None:

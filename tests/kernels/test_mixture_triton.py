@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ibvit_kernels.mixture import host, launches, layout
+from ibvit_kernels.mixture import host, layouts, sorting
 from ibvit_kernels.mixture.direct import direct_components
 from ibvit_kernels.mixture.expansion import expand, gemm_channel
 from ibvit_kernels.mixture.gemm import FLAG_COMPONENTS, launch_screen
@@ -20,7 +20,7 @@ from ibvit_kernels.mixture.host import Mixture
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_PAIRS = torch.empty(0, 2, dtype=torch.long)
 DIRECT_RMS = 1e-5  # nats
-GEMM_RMS = launches.GEMM_ERROR
+GEMM_RMS = layouts.GEMM_ERROR
 
 # sigma, and how far the means are apart
 LITTLE = (1.0, 0.2)
@@ -103,7 +103,7 @@ def test_direct_form(d: int, components: int, samples: int, regime: tuple[float,
 )
 def test_gemm_form_keeps_its_estimated_error(d: int, regime: tuple[float, float]) -> None:
     case = draws(d, 1030 if d == 16 else 300, 130, regime)
-    estimate = launches.Pass([case.mu], [case.logvar], "gemm")._expansions[0].error
+    estimate = layouts.Layout([case.mu], [case.logvar], "gemm")._expansions[0].error
     error = rms(single_sums(case, "gemm") - log_ratios(case).logsumexp(1))
     assert error <= estimate
     assert error >= estimate / 100, "an estimate this pessimistic keeps the tensor cores idle"
@@ -122,9 +122,9 @@ def test_gemm_form_keeps_its_estimated_error(d: int, regime: tuple[float, float]
 def test_dispatch(d: int, regime: tuple[float, float], form: str) -> None:
     """Tensor cores where their error is allowed; and what is chosen is as good as its form promises."""
     case = draws(d, 60, 60, regime)
-    chosen = launches.Pass([case.mu], [case.logvar])
+    chosen = layouts.Layout([case.mu], [case.logvar])
     assert chosen.form == form
-    assert form != "gemm" or chosen._expansions[0].error <= launches.GEMM_ERROR
+    assert form != "gemm" or chosen._expansions[0].error <= layouts.GEMM_ERROR
     tolerance = GEMM_RMS if form == "gemm" else DIRECT_RMS
     assert rms(single_sums(case, "auto") - log_ratios(case).logsumexp(1)) <= tolerance
 
@@ -177,7 +177,7 @@ def test_invariant_to_large_offsets(form: host.Form) -> None:
 def test_fused_products_only_where_they_are_exact_enough() -> None:
     for d, regime, fused in ((2, MIDDLE, True), (2, (math.exp(-5), 3.0), False), (64, (0.1, 3.0), False)):
         case = draws(d, 200, 10, regime)
-        assert launches.Pass([case.mu], [case.logvar], "direct").fused is fused, f"d = {d}, {regime}"
+        assert layouts.Layout([case.mu], [case.logvar], "direct").fused is fused, f"d = {d}, {regime}"
 
 
 @pytest.mark.parametrize("regime", [MIDDLE, MUCH])
@@ -185,24 +185,24 @@ def test_fused_products_only_where_they_are_exact_enough() -> None:
 def test_skipped_terms_add_up_to_less_than_stated(d: int, regime: tuple[float, float]) -> None:
     """Sums over what the boxes, and then the screen, leave out; and they do leave out much where there is much to."""
     case = draws(d, 1500, 300, regime)
-    order = layout.spatial_order(case.mu, layout.SORTED_RUN)
-    components = layout.prepare_components(case.mu, case.logvar, order)
-    threshold = math.log2(launches.SKIPPED / components.real)
-    rows = layout.spatial_order(case.u, layout.SAMPLE_TILE)
-    u = layout.pad_samples(case.u[rows])
-    reference = layout.LOG2_E * layout.pad_samples(case.reference[rows])
+    order = sorting.spatial_order(case.mu, sorting.SORTED_RUN)
+    components = sorting.prepare_components(case.mu, case.logvar, order)
+    threshold = math.log2(layouts.SKIPPED / components.real)
+    rows = sorting.spatial_order(case.u, sorting.SAMPLE_TILE)
+    u = sorting.pad_samples(case.u[rows])
+    reference = sorting.LOG2_E * sorting.pad_samples(case.reference[rows])
     terms = log_ratios(case)[rows][:, order].exp()
     terms = torch.nn.functional.pad(terms, (0, len(components.mu) - components.real))
 
-    boxes = layout.bounding_boxes(components, layout.COMPONENT_PADDING)
-    coarse = layout.box_flags(u, reference, boxes, threshold)
+    boxes = sorting.bounding_boxes(components, sorting.COMPONENT_PADDING)
+    coarse = sorting.box_flags(u, reference, boxes, threshold)
     channel, _ = gemm_channel(u, reference, expand(components))
     screened = launch_screen(channel, coarse.to(torch.int8), threshold).bool()
-    fine = layout.box_flags(u, reference, layout.bounding_boxes(components, 64), threshold)
+    fine = sorting.box_flags(u, reference, sorting.bounding_boxes(components, 64), threshold)
     for flags, width in ((fine, 64), (screened, FLAG_COMPONENTS)):
-        kept = flags.repeat_interleave(layout.SAMPLE_TILE, 0).repeat_interleave(width, 1)[: len(terms)]
+        kept = flags.repeat_interleave(sorting.SAMPLE_TILE, 0).repeat_interleave(width, 1)[: len(terms)]
         lost = (terms * ~kept).sum(1).max().item()
-        assert lost <= launches.SKIPPED
+        assert lost <= layouts.SKIPPED
     if regime == MUCH and d == 1:
         assert fine.float().mean() < 0.6
         assert screened.sum() <= fine.sum()
@@ -213,9 +213,8 @@ def test_foreign_references_are_done_again_in_float64(shift: float) -> None:
     """Sums that overflow float32, and sums far below 1, as no sample of these components has."""
     a, b = draws(2, 130, 20, MIDDLE), draws(3, 130, 20, LITTLE, seed=1)
     a.reference[::7] += shift
-    sums = host.log_sums(
-        [a.u, b.u], [a.mu, b.mu], [a.logvar, b.logvar], [a.reference, b.reference], torch.tensor([[0, 1]])
-    )
+    prepared = Mixture([a.mu, b.mu], [a.logvar, b.logvar])
+    sums = prepared.log_sums([a.u, b.u], [0, 1], [a.reference, b.reference], torch.tensor([[0, 1]]))
     assert torch.allclose(sums.single[0], log_ratios(a).logsumexp(1), atol=1e-5, rtol=0)
     assert torch.allclose(sums.pair[0], (log_ratios(a) + log_ratios(b)).logsumexp(1), atol=1e-5, rtol=0)
 
@@ -240,7 +239,8 @@ def test_no_samples() -> None:
 
 def test_equal_components_carry_no_information() -> None:
     case = draws(5, 1, 40, LITTLE)
-    sums = host.log_sums([case.u], [case.mu.expand(100, 5)], [case.logvar.expand(100, 5)], [case.reference], NO_PAIRS)
+    prepared = Mixture([case.mu.expand(100, 5)], [case.logvar.expand(100, 5)])
+    sums = prepared.log_sums([case.u], [0], [case.reference], NO_PAIRS)
     assert torch.allclose(sums.single, torch.full_like(sums.single, math.log(100)), atol=1e-6, rtol=0)
 
 
@@ -252,7 +252,7 @@ def test_repeats_bitwise(form: host.Form) -> None:
 
 def test_spatial_order_makes_small_boxes() -> None:
     points = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
-    order = layout.spatial_order(points, 16)
+    order = sorting.spatial_order(points, 16)
     assert torch.equal(order.sort().values, torch.arange(1000))
     boxes = points[order][:992].view(62, 16, 2)
     area = (boxes.amax(1) - boxes.amin(1)).prod(1).mean()
@@ -262,7 +262,7 @@ def test_spatial_order_makes_small_boxes() -> None:
 def test_direct_components_of_the_same_means_are_exact() -> None:
     """Without fusing, the kernel sees the means as given."""
     case = draws(3, 10, 1, MUCH, offset=100)
-    components = layout.prepare_components(case.mu, case.logvar, torch.arange(10, device=DEVICE))
+    components = sorting.prepare_components(case.mu, case.logvar, torch.arange(10, device=DEVICE))
     assert torch.equal(direct_components(components, fused=False).centre[:, :10], case.mu.T)
 
 

@@ -1,1 +1,1 @@
-"""Sums over the components of Gaussian mixtures, the inner loop of the information estimator."""
+"""Sums of Gaussian densities over many components: `host` on Triton, `native` on the CPU library of csrc/."""

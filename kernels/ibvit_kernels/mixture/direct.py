@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ibvit_kernels.mixture.layout import SAMPLE_TILE, Components, split_components
+from ibvit_kernels.mixture.sorting import SAMPLE_TILE, Components, split_components
 
 WARPS = 2  # 4 samples a thread
 UNROLL_LIMIT = 2  # up to here the samples' coordinates stay in registers; beyond, they are read again for each tile

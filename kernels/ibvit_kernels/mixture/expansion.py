@@ -1,6 +1,6 @@
 """The quadratic in a Gaussian exponent, expanded into a product of features, with as little cancellation as can be had.
 
-With x = u - centre, nu = mu - centre and s as in `layout`,
+With x = u - centre, nu = mu - centre and s as in `sorting`,
 
     -sum_j s_j^2 (x_j - nu_j)^2 = (x^2, x) . (-s^2, 2 s^2 nu) - sum_j s_j^2 nu_j^2.
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ibvit_kernels.mixture.gemm import GemmChannel
-from ibvit_kernels.mixture.layout import LOG2_E, Components
+from ibvit_kernels.mixture.sorting import LOG2_E, Components
 
 ROUNDING = 2**-23  # of a sum of products, in parts of the sum of their sizes: halves of 22 bits, float32 accumulation
 SCALED_MAXIMUM = 2.0**28  # of the product of a feature's largest values; each stays below 2^15 in float16

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ibvit_kernels.mixture.layout import COMPONENT_PADDING, SAMPLE_TILE, split_components
+from ibvit_kernels.mixture.sorting import COMPONENT_PADDING, SAMPLE_TILE, split_components
 
 FLAG_COMPONENTS = 64  # components that one flag of the screen covers
 SCREEN_SLACK = 2**-9.9  # bounds the error of x . y, rounded to float16, by this times |x| |y|; a unit roundoff is 2^-11

@@ -22,8 +22,8 @@ Samples drawn as promised exceed that with probability below 2^-GUARD_BITS (Mark
 
 Sums run in float32 over a block of components and in float64 beyond; there are no atomics, so results repeat bitwise.
 
-Memory: a call takes at most `launches.WORKSPACE_BYTES` beside its results. Each of the PASSES_KEPT layouts of a
-channel or of a pair takes LAYOUT_BYTES a component and dimension, and PREPARATION_BYTES while it is made.
+Memory: a call takes at most `layouts.WORKSPACE_BYTES` beside its results. Each of the LAYOUTS_KEPT layouts of a
+channel or of a pair takes 20 bytes per component and dimension, and 160 while it is made; 8 dimensions at least.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ibvit_kernels.mixture import launches
-from ibvit_kernels.mixture.launches import Form, Pass, samples_at_once
+from ibvit_kernels.mixture import layouts
+from ibvit_kernels.mixture.layouts import Form, Layout, samples_at_once
 
 GUARD_BITS = 20
-PASSES_KEPT = 4  # layouts of (pairs of) channels held on the device
+LAYOUTS_KEPT = 4  # layouts of (pairs of) channels held on the device
 CAREFUL_BYTES = 96  # of a sample and component that are done again in float64
 LARGEST_DIMENSION = 128
 
@@ -58,6 +58,18 @@ class Mixture:
     form: "auto" chooses by dimension and data; the others are for tests and measurements.
 
     Raises ValueError for an unknown form and for shapes that do not fit, TypeError for other types than float32.
+
+    Four posteriors so far apart that each sample knows its component, two samples of each; I(X;U) = log 4:
+
+    >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # the interpreter, with TRITON_INTERPRET=1
+    >>> mu = torch.tensor([[-30.0], [-10.0], [10.0], [30.0]], device=device)
+    >>> logvar = torch.zeros_like(mu)
+    >>> u = torch.cat([mu, mu + 1])
+    >>> reference = -0.5 * ((u - mu.repeat(2, 1)) ** 2 + math.log(2 * math.pi)).sum(1)
+    >>> no_pairs = torch.empty(0, 2, dtype=torch.long)
+    >>> single, pair = Mixture([mu], [logvar]).log_sums([u], [0], [reference], no_pairs)
+    >>> round(math.log(4) - single.mean().item(), 4)
+    1.3863
     """
 
     def __init__(self, mu: Sequence[Tensor], logvar: Sequence[Tensor], form: Form = "auto") -> None:
@@ -72,7 +84,7 @@ class Mixture:
             if m.dtype != torch.float32 or v.dtype != torch.float32:
                 raise TypeError(f"mu, logvar: expected float32, got {m.dtype} and {v.dtype}")
         self._mu, self._logvar, self._form = mu, logvar, form
-        self._passes: dict[tuple[int, ...], Pass] = {}
+        self._layouts: dict[tuple[int, ...], Layout] = {}
 
     def log_sums(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor
@@ -109,7 +121,7 @@ class Mixture:
         """[1 or 3, S] log-sums of one or two columns and of their pair."""
         if len(u[0]) == 0:
             return torch.empty(2 * len(columns) - 1, 0, dtype=torch.float64, device=u[0].device)
-        prepared = self._pass(tuple(channel[c] for c in columns))
+        prepared = self._layout(tuple(channel[c] for c in columns))
         parts = []
         at_once = samples_at_once([x.shape[1] for x in u])
         for start in range(0, len(u[0]), at_once):
@@ -118,7 +130,7 @@ class Mixture:
         logs = torch.cat(parts, 1)
         largest = math.log(2) * GUARD_BITS + math.log(len(self._mu[0]))
         unsure = ~((logs >= math.log(0.5)) & (logs[: len(columns)].amax(0) <= largest)).all(0)
-        few = max(1, launches.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
+        few = max(1, layouts.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
         for s in unsure.nonzero()[:, 0].split(few):
             terms = torch.stack([self._log_ratios(u[c][s], channel[c], reference[c][s]) for c in columns])
             if len(columns) == 2:
@@ -135,29 +147,10 @@ class Mixture:
             ratios -= 0.5 * ((x[:, None] - m.double()).square_() * torch.exp(-v) + (v + math.log(2 * math.pi)))
         return ratios
 
-    def _pass(self, channels: tuple[int, ...]) -> Pass:
-        if channels not in self._passes:
-            if len(self._passes) == PASSES_KEPT:
-                self._passes.pop(next(iter(self._passes)))
+    def _layout(self, channels: tuple[int, ...]) -> Layout:
+        if channels not in self._layouts:
+            if len(self._layouts) == LAYOUTS_KEPT:
+                self._layouts.pop(next(iter(self._layouts)))
             mu, logvar = [self._mu[c] for c in channels], [self._logvar[c] for c in channels]
-            self._passes[channels] = Pass(mu, logvar, self._form)
-        return self._passes[channels]
-
-
-def log_sums(
-    u: Sequence[Tensor], mu: Sequence[Tensor], logvar: Sequence[Tensor], reference: Sequence[Tensor], pairs: Tensor
-) -> LogSums:
-    """`Mixture.log_sums` where each column has its own channel: single [C, S] and pair [P, S].
-
-    Four posteriors so far apart that each sample knows its component, two samples of each; I(X;U) = log 4:
-
-    >>> device = "cuda" if torch.cuda.is_available() else "cpu"  # the interpreter, with TRITON_INTERPRET=1
-    >>> mu = torch.tensor([[-30.0], [-10.0], [10.0], [30.0]], device=device)
-    >>> logvar = torch.zeros_like(mu)
-    >>> u = torch.cat([mu, mu + 1])
-    >>> reference = -0.5 * ((u - mu.repeat(2, 1)) ** 2 + math.log(2 * math.pi)).sum(1)
-    >>> single, pair = log_sums([u], [mu], [logvar], [reference], torch.empty(0, 2, dtype=torch.long))
-    >>> round(math.log(4) - single.mean().item(), 4)
-    1.3863
-    """
-    return Mixture(mu, logvar).log_sums(u, range(len(u)), reference, pairs)
+            self._layouts[channels] = Layout(mu, logvar, self._form)
+        return self._layouts[channels]

@@ -1,4 +1,4 @@
-"""Sums of Gaussian densities over many components, for many samples, by the CPU library (csrc/mixture.h)."""
+"""Sums of Gaussian densities over many components, for many samples, by the CPU library (csrc/mixture/)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ class Mixture:
     Raises:
         ValueError: shapes or types differ from that.
         RuntimeError: there is no library.
+
+    Example:
+        >>> mu = np.array([[-20.0], [20.0]], np.float32)
+        >>> reference = np.full(2, -0.5 * np.log(2 * np.pi))
+        >>> single, _ = Mixture([mu], [0 * mu]).log_sums([mu], [0], [reference], np.empty((0, 2), int))
+        >>> single.round(6).tolist()  # each point sees its own component only: log 1
+        [[0.0, 0.0]]
     """
 
     def __init__(self, mu: Sequence[Float32], logvar: Sequence[Float32]) -> None:
@@ -120,24 +127,6 @@ class Mixture:
         )
         library.check(status)
         return single, both
-
-
-def log_sums(
-    u: Sequence[Float32],
-    mu: Sequence[Float32],
-    logvar: Sequence[Float32],
-    reference: Sequence[Float64],
-    pairs: NDArray[np.int64],
-) -> tuple[Float64, Float64]:
-    """`Mixture.log_sums` for columns that each bring their own channel; for a single call.
-
-    Example:
-        >>> mu = np.array([[-20.0], [20.0]], np.float32)
-        >>> single, _ = log_sums([mu], [mu], [0 * mu], [np.full(2, -0.5 * np.log(2 * np.pi))], np.empty((0, 2), int))
-        >>> single.round(6).tolist()  # each point sees its own component only: log 1
-        [[0.0, 0.0]]
-    """
-    return Mixture(mu, logvar).log_sums(u, range(len(u)), reference, pairs)
 
 
 def _checked(array: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> Any:

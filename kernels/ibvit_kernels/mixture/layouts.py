@@ -12,7 +12,7 @@ from torch import Tensor
 from ibvit_kernels.mixture.direct import DirectChannel, direct_components, launch_direct
 from ibvit_kernels.mixture.expansion import Expansion, expand, gemm_channel, padded_features
 from ibvit_kernels.mixture.gemm import gemm_tile, generation, launch_gemm, launch_screen
-from ibvit_kernels.mixture.layout import (
+from ibvit_kernels.mixture.sorting import (
     COMPONENT_PADDING,
     LOG2_E,
     SAMPLE_TILE,
@@ -36,7 +36,6 @@ DIRECT_BLOCK = 128  # components that share a bounding box in the direct form
 WORKSPACE_BYTES = 1 << 32  # of one call, beside the channels' layouts and the results
 SAMPLES_AT_ONCE = 1 << 19  # at most: more sort no better
 SAMPLE_BYTES, SAMPLE_DIMENSION_BYTES = 1024, 80  # of the operands of a sample: for itself, and a dimension
-LAYOUT_BYTES, PREPARATION_BYTES = 20, 160  # a component and dimension: kept, and while that is made; from d = 8 on
 
 
 def samples_at_once(dims: Sequence[int]) -> int:
@@ -45,7 +44,7 @@ def samples_at_once(dims: Sequence[int]) -> int:
     return min(SAMPLES_AT_ONCE, max(1, fitting // SAMPLE_TILE) * SAMPLE_TILE)
 
 
-class Pass:
+class Layout:
     """One or two channels over the same components, which are sorted for these channels together."""
 
     def __init__(self, mu: Sequence[Tensor], logvar: Sequence[Tensor], form: Form = "auto") -> None:
