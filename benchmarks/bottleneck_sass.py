@@ -1,6 +1,6 @@
 """What the compiled bottleneck kernels use, and what their instruction counts predict. Needs no GPU.
 
-    PYTHONPATH=.:kernels python -m benchmarks.bottleneck_sass
+    python -m benchmarks.bottleneck_sass
 
 Prints registers, stack and shared memory of every launch for three architectures, and for ViT-Tiny on an H200 the
 instructions of each loop and the microseconds that one layer at batch 256 takes if no issue slot is lost. A prediction,

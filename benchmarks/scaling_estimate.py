@@ -1,6 +1,6 @@
 """Scaling on paper: what a step of IB-ViT-Tiny should take on many GPUs, from its counted work and stated assumptions.
 
-    PYTHONPATH=.:kernels python -m benchmarks.scaling_estimate      # reads results/step-graph.json
+    python -m benchmarks.scaling_estimate      # reads results/step-graph.json
 
 A step on b images of one GPU takes the longer of its counted time (fused, see step_graph) for b images and of its
 launches at the shortest gap between kernels of a graph; then come the optimiser and what of the gradients' ring

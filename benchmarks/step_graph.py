@@ -1,6 +1,6 @@
 """What one training step has to do, counted from its traced graph: launches, bytes, FLOP, and the time they ask for.
 
-    PYTHONPATH=.:kernels python -m benchmarks.step_graph            # writes results/step-graph.json, needs no GPU
+    python -m benchmarks.step_graph            # writes results/step-graph.json, needs no GPU
 
 Forward and backward pass of ViT-Tiny (224 px, bf16 autocast, batch 256) are traced on fake tensors. *Eager*: each
 operator that is not a view is a launch, reads its inputs and writes its outputs. *Fused*: the graph is decomposed as

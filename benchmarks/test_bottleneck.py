@@ -1,7 +1,7 @@
 """Twelve bottleneck + projection layers of ViT-Tiny: fused kernels against three ways of plain PyTorch.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_bottleneck.py                           # on a GPU
-    IBVIT_BENCHMARK=full PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_bottleneck.py      # on a CPU
+    python -m pytest -s benchmarks/test_bottleneck.py                           # on a GPU
+    IBVIT_BENCHMARK=full python -m pytest -s benchmarks/test_bottleneck.py      # on a CPU
 
 The peers: a loop over the heads as the paper's code has it, the batched reference, and that under torch.compile. Each
 must first agree with the reference. On a GPU, times are between CUDA events, over inputs that rotate through more than

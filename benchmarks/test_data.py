@@ -1,7 +1,7 @@
 """Images per second of every way to feed a model, and what that does to a training step.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_data.py                     # generated JPEGs: does it run?
-    IBVIT_DATA=DIR PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_data.py      # any folder of JPEGs
+    python -m pytest -s benchmarks/test_data.py                     # generated JPEGs: does it run?
+    IBVIT_DATA=DIR python -m pytest -s benchmarks/test_data.py      # any folder of JPEGs
 
 Loaders take turns in one process, round by round, so that what else the machine does hits all of them; figures are
 medians of rounds. "plain" is torchvision's ordinary recipe: ImageFolder, transforms.v2, DataLoader. Images are linked

@@ -1,7 +1,7 @@
 """The information estimator on the CPU beside its peers, in one run.
 
-    PYTHONPATH=.:kernels python -m pytest benchmarks/test_information.py                       # toy size: does it run
-    IBVIT_BENCHMARK=full PYTHONPATH=.:kernels python -m pytest benchmarks/test_information.py  # writes results/*.json
+    python -m pytest benchmarks/test_information.py                       # toy size: does it run
+    IBVIT_BENCHMARK=full python -m pytest benchmarks/test_information.py  # writes results/*.json
 
 Peers compute the same sums log Σ_i exp(log N(u; μ_i, σ_i²) − r) for the same draws: KeOps (`pip install pykeops`, it
 compiles itself), a chunked float32 matrix product with logsumexp in torch, and the definition transcribed in float64

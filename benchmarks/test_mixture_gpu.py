@@ -1,6 +1,6 @@
 """I(X;U) at the paper's size, 2*10^7 samples x 980,000 components, on one GPU.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_mixture_gpu.py
+    python -m pytest -s benchmarks/test_mixture_gpu.py
 
 Each case first passes a gate against float64, then a slice of the samples is timed between CUDA events, and the whole
 where the slice foretells less than LONGEST seconds. Shares are of the instruction and exp2 rates of the device at its

@@ -1,6 +1,6 @@
 """Training on 1 … n processes: images a second, efficiency, and what the gradients' all-reduce adds to a step.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_scaling.py    # every GPU of the machine, else 2 processes
+    python -m pytest -s benchmarks/test_scaling.py    # every GPU of the machine, else 2 processes
 
 Each count of processes is a torchrun job of its own, with one GPU a process (NCCL) or none (gloo). *Weak*: the same
 share for each process, so a step does n times the work; *strong*: one global batch, split. Efficiency is against one

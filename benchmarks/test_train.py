@@ -1,8 +1,8 @@
 """The whole training step: every way to run it, in one table from one run.
 
-    PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py                         # table
-    IBVIT_PROFILE=1 PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py         # and the top kernels
-    IBVIT_BENCHMARK=full PYTHONPATH=.:kernels python -m pytest -s benchmarks/test_train.py    # table of a CPU
+    python -m pytest -s benchmarks/test_train.py                         # table
+    IBVIT_PROFILE=1 python -m pytest -s benchmarks/test_train.py         # and the top kernels
+    IBVIT_BENCHMARK=full python -m pytest -s benchmarks/test_train.py    # table of a CPU
 
 One optimiser step on a resident batch, with all that training does in it. On a GPU: ViT-Tiny at 224 px, bf16; writes
 results/<gpu>-train.json (and <gpu>-profile.json). On a CPU: the model of the digits recipe in float32, written with
