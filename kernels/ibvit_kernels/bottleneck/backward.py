@@ -1,8 +1,17 @@
-"""Backward kernel: one program owns one head and walks over tiles of tokens, recomputing everything from y and the key.
+"""Backward kernel: a program owns one head, loops over tiles of tokens, and recomputes everything from y and the key.
 
-The gradients of the head's weights stay in registers over the whole walk; each program writes its part once, and the
-parts are summed afterwards in a fixed order: no atomics, the same bits every time. What does not fit into registers at
-once is left to further launches of the same kernel: the flags say which gradients a launch makes.
+The gradients of the head's weights stay in registers over the whole loop. Each program writes its part once, and the
+parts are summed afterwards in a fixed order: no atomics, the same bits every time. Registers do not hold the gradients
+of all weights at once, so the kernel is launched several times (`tiles.backward_launches`). Flags say what a launch
+makes:
+
+    flag        makes                      needs, beside a, μ, ρ, z, g recomputed from y
+    INPUT       d_y, w1, b1                d_update, merged → d_g; d_kl, w3 → d_posterior; w2 → d_a; w1
+    POSTERIOR   w2, b2                     d_update, merged → d_g; d_kl, w3 → d_posterior
+    DECODER     w3, b3                     d_update, merged → d_g
+    MERGED      merged map, output bias    d_update, of one group of columns per program
+
+CHAIN stands for the first three: they need d_g, the gradient at g before its GELU.
 """
 
 from __future__ import annotations
@@ -34,6 +43,21 @@ def backward_kernel(
     HP: tl.constexpr,  # hidden, padded
     LP: tl.constexpr,  # latent, padded
     CP: tl.constexpr,  # C, padded
+    W2: tl.constexpr,  # where W2 begins in the packed weights of a head; likewise the next two
+    W3: tl.constexpr,
+    MERGED_MAP: tl.constexpr,
+    WEIGHTS: tl.constexpr,  # packed weights of a head
+    B2: tl.constexpr,  # where b2 begins in the packed biases of a head; likewise b3
+    B3: tl.constexpr,
+    BIASES: tl.constexpr,  # packed biases of a head
+    D_B1: tl.constexpr,  # where the gradient of b1, of all heads, begins in a part; likewise the next six
+    D_W2: tl.constexpr,
+    D_B2: tl.constexpr,
+    D_W3: tl.constexpr,
+    D_B3: tl.constexpr,
+    D_MERGED: tl.constexpr,
+    D_BIAS: tl.constexpr,
+    PART: tl.constexpr,  # extent of a part
     ROWS: tl.constexpr,  # tokens of a step
     WIDE: tl.constexpr,  # columns of d_update are read in groups of WIDE + NARROW
     NARROW: tl.constexpr,
@@ -44,9 +68,6 @@ def backward_kernel(
     DECODER: tl.constexpr,  # of w3, b3
     MERGED: tl.constexpr,  # of the merged map and of the output's bias, in this program's column group
 ) -> None:
-    W2_AT: tl.constexpr = D * HP
-    W3_AT: tl.constexpr = W2_AT + 2 * HP * LP
-    MERGED_AT: tl.constexpr = W3_AT + LP * HP
     CHAIN: tl.constexpr = INPUT or POSTERIOR or DECODER
     GROUP: tl.constexpr = WIDE + NARROW
     dtype: tl.constexpr = y.dtype.element_ty
@@ -55,26 +76,26 @@ def backward_kernel(
     first = tl.program_id(2) * GROUP if MERGED else 0
 
     local = tl.arange(0, ROWS)
-    d = tl.arange(0, D)
-    hidden = tl.arange(0, HP)
-    latent_column = tl.arange(0, LP)
-    pair = tl.arange(0, 2 * LP)
-    wide = tl.arange(0, WIDE)
+    offs_d = tl.arange(0, D)
+    offs_h = tl.arange(0, HP)
+    offs_r = tl.arange(0, LP)
+    offs_2r = tl.arange(0, 2 * LP)
+    offs_wide = tl.arange(0, WIDE)
     ones = tl.full([16, ROWS], 1.0, dtype)  # the sum over tokens as a product: a bias is the weight of a constant input
 
-    w = weights + head * (MERGED_AT + HP * CP)
-    b = biases + head * (2 * HP + 2 * LP)
-    w1 = _held(w, d[:, None] * HP + hidden, RELOAD)
-    w2 = _held(w, W2_AT + hidden[:, None] * (2 * LP) + pair, RELOAD)
-    w3 = _held(w, W3_AT + latent_column[:, None] * HP + hidden, RELOAD)
-    at_merged = MERGED_AT + hidden[:, None] * CP
-    merged = w + at_merged
+    w = weights + head * WEIGHTS
+    b = biases + head * BIASES
+    w1 = _held(w, offs_d[:, None] * HP + offs_h, RELOAD)
+    w2 = _held(w, W2 + offs_h[:, None] * (2 * LP) + offs_2r, RELOAD)
+    w3 = _held(w, W3 + offs_r[:, None] * HP + offs_h, RELOAD)
+    merged_offset = MERGED_MAP + offs_h[:, None] * CP
+    merged = w + merged_offset
     if NARROW > 0:
-        narrow = WIDE + tl.arange(0, NARROW)
+        offs_narrow = WIDE + tl.arange(0, NARROW)
     if CHAIN:
-        merged_wide = _held(w, at_merged + wide, RELOAD)
+        merged_wide = _held(w, merged_offset + offs_wide, RELOAD)
         if NARROW > 0:
-            merged_narrow = _held(w, at_merged + narrow, RELOAD)
+            merged_narrow = _held(w, merged_offset + offs_narrow, RELOAD)
     seed = tl.load(key)
     step = tl.load(key + 1)
     first_sample = tl.load(key + 2)
@@ -97,53 +118,59 @@ def backward_kernel(
 
     for tile in tl.range(split, tl.cdiv(rows, ROWS), tl.num_programs(1), num_stages=STAGES, disable_licm=True):
         row = tile * ROWS + local
-        # b and w themselves: made outside the loop, b's addresses would take 48 registers, and w be read there.
+        # tile >> 31 and tile >> 30 are always 0, which the compiler cannot know. So it cannot hoist the addresses of b
+        # (48 registers) or the loads of w out of the loop, nor take the second reading of w for the first.
+        # benchmarks/bottleneck_sass.py shows whether this is still needed.
         b_here, w_here, w_again = b + (tile >> 31), w + (tile >> 31), w + (tile >> 30)
-        real_row = row < rows
+        row_mask = row < rows
         image = row // tokens
         token = row - image * tokens
 
         out = d_update + row.to(tl.int64)[:, None] * C + first
-        d_out_wide = tl.load(out + wide, mask=real_row[:, None] & (first + wide < C)[None, :], other=0.0)
+        d_out_wide = tl.load(out + offs_wide, mask=row_mask[:, None] & (first + offs_wide < C)[None, :], other=0.0)
         if NARROW > 0:
-            d_out_narrow = tl.load(out + narrow, mask=real_row[:, None] & (first + narrow < C)[None, :], other=0.0)
+            d_out_narrow = tl.load(
+                out + offs_narrow, mask=row_mask[:, None] & (first + offs_narrow < C)[None, :], other=0.0
+            )
         if CHAIN:
             d_g = tl.dot(d_out_wide, tl.trans(_weight(w_here, merged_wide, RELOAD)), input_precision="tf32x3")
             if NARROW > 0:
                 merged_here = _weight(w_here, merged_narrow, RELOAD)
                 d_g = tl.dot(d_out_narrow, tl.trans(merged_here), d_g, input_precision="tf32x3")
             for group in tl.range(GROUP, CP, GROUP):
-                real = real_row[:, None] & (group + wide < C)[None, :]
-                d_out = tl.load(out + (group + wide), mask=real, other=0.0)
-                d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + wide))), d_g, input_precision="tf32x3")
+                mask = row_mask[:, None] & (group + offs_wide < C)[None, :]
+                d_out = tl.load(out + (group + offs_wide), mask=mask, other=0.0)
+                d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + offs_wide))), d_g, input_precision="tf32x3")
                 if NARROW > 0:
-                    real = real_row[:, None] & (group + narrow < C)[None, :]
-                    d_out = tl.load(out + (group + narrow), mask=real, other=0.0)
-                    d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + narrow))), d_g, input_precision="tf32x3")
+                    mask = row_mask[:, None] & (group + offs_narrow < C)[None, :]
+                    d_out = tl.load(out + (group + offs_narrow), mask=mask, other=0.0)
+                    d_g = tl.dot(
+                        d_out, tl.trans(tl.load(merged + (group + offs_narrow))), d_g, input_precision="tf32x3"
+                    )
 
         if INPUT or POSTERIOR:
-            at_kl = (image.to(tl.int64) * H + head) * tokens + token
-            price = tl.load(d_kl + at_kl, mask=real_row, other=0.0)[:, None]
-        at_y = row.to(tl.int64)[:, None] * (H * D) + (head * D + d)
-        y_h = tl.load(y + at_y, mask=real_row[:, None], other=0.0)
-        before_a = tl.dot(y_h, _weight(w_here, w1, RELOAD), input_precision="tf32x3") + tl.load(b_here + hidden)
+            kl_offset = (image.to(tl.int64) * H + head) * tokens + token
+            d_kl_rows = tl.load(d_kl + kl_offset, mask=row_mask, other=0.0)[:, None]
+        y_offset = row.to(tl.int64)[:, None] * (H * D) + (head * D + offs_d)
+        y_h = tl.load(y + y_offset, mask=row_mask[:, None], other=0.0)
+        before_a = tl.dot(y_h, _weight(w_here, w1, RELOAD), input_precision="tf32x3") + tl.load(b_here + offs_h)
         a, slope1 = gelu_and_slope(before_a)
         a = a.to(dtype)
         slope1 = _shrink(slope1, ROWS, HP, dtype)
-        posterior = tl.dot(a, _weight(w_here, w2, RELOAD), input_precision="tf32x3") + tl.load(b_here + HP + pair)
+        posterior = tl.dot(a, _weight(w_here, w2, RELOAD), input_precision="tf32x3") + tl.load(b_here + B2 + offs_2r)
         mu, raw_logvar = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
         inside = (raw_logvar > -10.0) & (raw_logvar < 10.0)
         logvar = tl.clamp(raw_logvar, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
         sigma = tl.exp2(logvar * (0.5 * LOG2E))
         noise = sigma * standard_normal(seed, step, first_sample + image, token, block, head, ROWS, LP)
         z = (mu + noise).to(dtype)
-        pull_logvar = tl.where(inside, 0.5 * (sigma * sigma - 1.0), 0.0)
-        noise = tl.where(inside, 0.5 * noise, 0.0)
         if INPUT or POSTERIOR:
-            mu *= price
-            pull_logvar *= price
+            # Of z and of the KL with respect to μ and ρ; a clamped ρ passes no gradient.
+            dz_dlogvar = tl.where(inside, 0.5 * noise, 0.0)
+            d_mu_of_kl = mu * d_kl_rows
+            d_logvar_of_kl = tl.where(inside, 0.5 * (sigma * sigma - 1.0), 0.0) * d_kl_rows
         before_g = tl.dot(z, _weight(w_here, w3, RELOAD), input_precision="tf32x3")
-        g, slope3 = gelu_and_slope(before_g + tl.load(b_here + HP + 2 * LP + hidden))
+        g, slope3 = gelu_and_slope(before_g + tl.load(b_here + B3 + offs_h))
         g = g.to(dtype)
 
         if MERGED:
@@ -159,8 +186,8 @@ def backward_kernel(
                 d_b3 = tl.dot(ones, d_g, d_b3, input_precision="tf32x3")
         if INPUT or POSTERIOR:
             d_z = tl.dot(d_g, tl.trans(_weight(w_again, w3, RELOAD)), input_precision="tf32x3")
-            d_mu = d_z + mu
-            d_logvar = d_z * noise + pull_logvar
+            d_mu = d_z + d_mu_of_kl
+            d_logvar = d_z * dz_dlogvar + d_logvar_of_kl
             d_posterior = tl.reshape(tl.permute(tl.join(d_mu, d_logvar), [0, 2, 1]), [ROWS, 2 * LP]).to(dtype)
             if POSTERIOR:
                 d_w2 = tl.dot(tl.trans(d_posterior), a, d_w2, input_precision="tf32x3")
@@ -171,52 +198,46 @@ def backward_kernel(
             d_w1 = tl.dot(tl.trans(y_h), d_a, d_w1, input_precision="tf32x3")
             d_b1 = tl.dot(ones, d_a, d_b1, input_precision="tf32x3")
             d_y_h = tl.dot(d_a, tl.trans(_weight(w_again, w1, RELOAD)), input_precision="tf32x3")
-            row_again = row + (tile >> 31)  # row itself; its addresses need not live through the step
-            at_y = row_again.to(tl.int64)[:, None] * (H * D) + (head * D + d)
-            tl.store(d_y + at_y, d_y_h.to(dtype), mask=(row_again < rows)[:, None])
+            row_again = row + (tile >> 31)  # equal to row; its addresses need not stay in registers through the step
+            y_offset = row_again.to(tl.int64)[:, None] * (H * D) + (head * D + offs_d)
+            tl.store(d_y + y_offset, d_y_h.to(dtype), mask=(row_again < rows)[:, None])
 
-    B1_AT: tl.constexpr = H * D * HIDDEN
-    PART_W2: tl.constexpr = B1_AT + H * HIDDEN
-    B2_AT: tl.constexpr = PART_W2 + H * HIDDEN * 2 * LATENT
-    PART_W3: tl.constexpr = B2_AT + H * 2 * LATENT
-    B3_AT: tl.constexpr = PART_W3 + H * LATENT * HIDDEN
-    PART_MERGED: tl.constexpr = B3_AT + H * HIDDEN
-    BIAS_AT: tl.constexpr = PART_MERGED + H * HIDDEN * C
-    part = parts + split.to(tl.int64) * (BIAS_AT + C)
-    real_hidden = hidden < HIDDEN
+    part = parts + split.to(tl.int64) * PART
+    hidden_mask = offs_h < HIDDEN
     latent = latent_of_column(LP)
     if INPUT:
-        tl.store(part + (head * D + d)[:, None] * HIDDEN + hidden, d_w1, mask=real_hidden[None, :])
-        _store_row(part + B1_AT + head * HIDDEN + hidden, d_b1, real_hidden)
+        tl.store(part + (head * D + offs_d)[:, None] * HIDDEN + offs_h, d_w1, mask=hidden_mask[None, :])
+        _store_row(part + D_B1 + head * HIDDEN + offs_h, d_b1, hidden_mask)
     if POSTERIOR:
-        at = tl.where(pair < LP, 0, LATENT) + latent_of_column(2 * LP) % LP
-        real = latent_of_column(2 * LP) % LP < LATENT
-        at_w2 = part + PART_W2 + (head * HIDDEN + hidden)[None, :] * (2 * LATENT) + at[:, None]
-        tl.store(at_w2, d_w2, mask=real[:, None] & real_hidden[None, :])
-        _store_row(part + B2_AT + head * 2 * LATENT + at, d_b2, real)
+        offset = tl.where(offs_2r < LP, 0, LATENT) + latent_of_column(2 * LP) % LP
+        mask = latent_of_column(2 * LP) % LP < LATENT
+        to_w2 = part + D_W2 + (head * HIDDEN + offs_h)[None, :] * (2 * LATENT) + offset[:, None]
+        tl.store(to_w2, d_w2, mask=mask[:, None] & hidden_mask[None, :])
+        _store_row(part + D_B2 + head * 2 * LATENT + offset, d_b2, mask)
     if DECODER:
-        real = (latent < LATENT)[None, :] & real_hidden[:, None]
-        tl.store(part + PART_W3 + (head * LATENT + latent)[None, :] * HIDDEN + hidden[:, None], d_w3, mask=real)
-        _store_row(part + B3_AT + head * HIDDEN + hidden, d_b3, real_hidden)
+        mask = (latent < LATENT)[None, :] & hidden_mask[:, None]
+        tl.store(part + D_W3 + (head * LATENT + latent)[None, :] * HIDDEN + offs_h[:, None], d_w3, mask=mask)
+        _store_row(part + D_B3 + head * HIDDEN + offs_h, d_b3, hidden_mask)
     if MERGED:
-        column = first + wide
-        at = part + PART_MERGED + (head * HIDDEN + hidden)[None, :] * C
-        tl.store(at + column[:, None], d_wide, mask=real_hidden[None, :] & (column < C)[:, None])
-        _store_row(part + BIAS_AT + column, d_bias_wide, column < tl.where(head == 0, C, 0))
+        offs_c = first + offs_wide
+        offset = part + D_MERGED + (head * HIDDEN + offs_h)[None, :] * C
+        tl.store(offset + offs_c[:, None], d_wide, mask=hidden_mask[None, :] & (offs_c < C)[:, None])
+        _store_row(part + D_BIAS + offs_c, d_bias_wide, offs_c < tl.where(head == 0, C, 0))
         if NARROW > 0:
-            column = first + narrow
-            tl.store(at + column[:, None], d_narrow, mask=real_hidden[None, :] & (column < C)[:, None])
-            _store_row(part + BIAS_AT + column, d_bias_narrow, column < tl.where(head == 0, C, 0))
+            offs_c = first + offs_narrow
+            tl.store(offset + offs_c[:, None], d_narrow, mask=hidden_mask[None, :] & (offs_c < C)[:, None])
+            _store_row(part + D_BIAS + offs_c, d_bias_narrow, offs_c < tl.where(head == 0, C, 0))
 
 
 @triton.jit
-def _held(w: tl.tensor, at: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
-    """Weights, or where they lie: what `_weight` makes weights of."""
-    return at if RELOAD else tl.load(w + at)
+def _held(w: tl.tensor, offset: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
+    """What `_weight` takes: the weights at these offsets, or under RELOAD the offsets."""
+    return offset if RELOAD else tl.load(w + offset)
 
 
 @triton.jit
 def _weight(w: tl.tensor, held: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
+    """The weights that `_held` holds, or under RELOAD reads them from w now."""
     return tl.load(w + held) if RELOAD else held
 
 
@@ -224,7 +245,8 @@ def _weight(w: tl.tensor, held: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
 def _shrink(slope: tl.tensor, ROWS: tl.constexpr, HP: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
     """A tile of GELU's slopes, all within ±2, in half its registers: 16-bit fixed point, good to 2⁻¹⁵.
 
-    Adding 1.5·2²³ leaves the rounded integer in the low bits of a float32. float32 tiles stay as they are.
+    n = round(slope · 2¹⁴) fits 16 bits. Adding 1.5·2²³ (12582912) to a float32 rounds it to an integer and leaves n, in
+    two's complement, in the low bits. Columns k and k + HP/2 share a word. float32 tiles stay as they are.
     """
     if dtype == tl.float32:
         return slope
@@ -236,6 +258,11 @@ def _shrink(slope: tl.tensor, ROWS: tl.constexpr, HP: tl.constexpr, dtype: tl.co
 
 @triton.jit
 def _grow(packed: tl.tensor, ROWS: tl.constexpr, HP: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """The slopes that `_shrink` packed.
+
+    Flipping the sign bit of n gives n + 2¹⁵. With the exponent of 2²³ above it (0x4B000000) these bits are the float32
+    2²³ + 2¹⁵ + n = 8421376 + n.
+    """
     if dtype == tl.float32:
         return packed
     else:
@@ -246,6 +273,6 @@ def _grow(packed: tl.tensor, ROWS: tl.constexpr, HP: tl.constexpr, dtype: tl.con
 
 
 @triton.jit
-def _store_row(target: tl.tensor, value: tl.tensor, real: tl.tensor) -> None:
+def _store_row(target: tl.tensor, value: tl.tensor, mask: tl.tensor) -> None:
     """Store one of 16 equal rows."""
-    tl.store(target, tl.sum(value, axis=0) * 0.0625, mask=real)
+    tl.store(target, tl.sum(value, axis=0) * 0.0625, mask=mask)

@@ -25,67 +25,71 @@ def forward_kernel(
     HP: tl.constexpr,  # hidden, padded
     LP: tl.constexpr,  # latent, padded
     CP: tl.constexpr,  # C, padded
+    W2: tl.constexpr,  # where W2 begins in the packed weights of a head; likewise the next two
+    W3: tl.constexpr,
+    MERGED_MAP: tl.constexpr,
+    WEIGHTS: tl.constexpr,  # packed weights of a head
+    B2: tl.constexpr,  # where b2 begins in the packed biases of a head; likewise b3
+    B3: tl.constexpr,
+    BIASES: tl.constexpr,  # packed biases of a head
     ROWS: tl.constexpr,  # tokens of a program
     WIDE: tl.constexpr,  # output columns of a program: WIDE + NARROW, so that 192 is 128 + 64 and not 256
     NARROW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    W2_AT: tl.constexpr = D * HP
-    W3_AT: tl.constexpr = W2_AT + 2 * HP * LP
-    MERGED_AT: tl.constexpr = W3_AT + LP * HP
     dtype: tl.constexpr = y.dtype.element_ty
 
     start = tl.program_id(0) * ROWS
     local = tl.arange(0, ROWS)
     row = start + local
-    real_row = row < rows
+    row_mask = row < rows
     image = row // tokens
     token = row - image * tokens
     seed = tl.load(key)
     step = tl.load(key + 1)
     sample = tl.load(key + 2) + image
 
-    d = tl.arange(0, D)
-    hidden = tl.arange(0, HP)
-    column = tl.arange(0, LP)
-    pair = tl.arange(0, 2 * LP)
+    offs_d = tl.arange(0, D)
+    offs_h = tl.arange(0, HP)
+    offs_r = tl.arange(0, LP)
+    offs_2r = tl.arange(0, 2 * LP)
     first = tl.program_id(1) * (WIDE + NARROW)
-    wide = first + tl.arange(0, WIDE)
+    offs_wide = first + tl.arange(0, WIDE)
     acc_wide = tl.zeros([ROWS, WIDE], tl.float32)
     if NARROW > 0:
-        narrow = first + WIDE + tl.arange(0, NARROW)
+        offs_narrow = first + WIDE + tl.arange(0, NARROW)
         acc_narrow = tl.zeros([ROWS, NARROW], tl.float32)
 
     for head in tl.range(H, num_stages=STAGES):
-        w = weights + head * (MERGED_AT + HP * CP)
-        b = biases + head * (2 * HP + 2 * LP)
-        w1 = tl.load(w + hidden[None, :] + d[:, None] * HP)
-        w2 = tl.load(w + W2_AT + hidden[:, None] * (2 * LP) + pair)
-        w3 = tl.load(w + W3_AT + column[:, None] * HP + hidden)
-        merged = w + MERGED_AT + hidden[:, None] * CP
+        w = weights + head * WEIGHTS
+        b = biases + head * BIASES
+        w1 = tl.load(w + offs_h[None, :] + offs_d[:, None] * HP)
+        w2 = tl.load(w + W2 + offs_h[:, None] * (2 * LP) + offs_2r)
+        w3 = tl.load(w + W3 + offs_r[:, None] * HP + offs_h)
+        merged = w + MERGED_MAP + offs_h[:, None] * CP
 
         y_tile = y + start.to(tl.int64) * (H * D) + head * D
-        y_h = tl.load(y_tile + (local[:, None] * (H * D) + d), mask=real_row[:, None], other=0.0)
-        a = gelu(tl.dot(y_h, w1, input_precision="tf32x3") + tl.load(b + hidden)).to(dtype)
-        posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b + HP + pair)
+        y_h = tl.load(y_tile + (local[:, None] * (H * D) + offs_d), mask=row_mask[:, None], other=0.0)
+        a = gelu(tl.dot(y_h, w1, input_precision="tf32x3") + tl.load(b + offs_h)).to(dtype)
+        posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b + B2 + offs_2r)
         mu_h, logvar_h = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
         logvar_h = tl.clamp(logvar_h, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
         sigma = tl.exp2(logvar_h * (0.5 * LOG2E))
         kl_h = 0.5 * tl.sum(sigma * sigma + mu_h * mu_h - 1.0 - logvar_h, axis=1)
         z_h = mu_h + sigma * standard_normal(seed, step, sample, token, block, head, ROWS, LP)
-        g = gelu(tl.dot(z_h.to(dtype), w3, input_precision="tf32x3") + tl.load(b + HP + 2 * LP + hidden)).to(dtype)
-        acc_wide = tl.dot(g, tl.load(merged + wide), acc_wide, input_precision="tf32x3")
+        g = gelu(tl.dot(z_h.to(dtype), w3, input_precision="tf32x3") + tl.load(b + B3 + offs_h)).to(dtype)
+        acc_wide = tl.dot(g, tl.load(merged + offs_wide), acc_wide, input_precision="tf32x3")
         if NARROW > 0:
-            acc_narrow = tl.dot(g, tl.load(merged + narrow), acc_narrow, input_precision="tf32x3")
+            acc_narrow = tl.dot(g, tl.load(merged + offs_narrow), acc_narrow, input_precision="tf32x3")
 
         if first == 0:
-            at_row = (image.to(tl.int64) * H + head) * tokens + token
-            tl.store(kl + at_row, kl_h, mask=real_row)
+            kl_offset = (image.to(tl.int64) * H + head) * tokens + token
+            tl.store(kl + kl_offset, kl_h, mask=row_mask)
 
-    bias = biases + H * (2 * HP + 2 * LP)
-    _write(acc_wide, wide, bias, update, start, rows, C, ROWS)
+    bias = biases + H * BIASES
+    _write(acc_wide, offs_wide, bias, update, start, rows, C, ROWS)
     if NARROW > 0:
-        _write(acc_narrow, narrow, bias, update, start, rows, C, ROWS)
+        _write(acc_narrow, offs_narrow, bias, update, start, rows, C, ROWS)
 
 
 @triton.jit
@@ -101,7 +105,7 @@ def _write(
 ) -> None:
     local = tl.arange(0, ROWS)
     skipped = start.to(tl.int64) * C
-    at = local[:, None] * C + column
-    real = (start + local < rows)[:, None] & (column < C)[None, :]
+    offset = local[:, None] * C + column
+    mask = (start + local < rows)[:, None] & (column < C)[None, :]
     acc += tl.load(bias + column)[None, :]
-    tl.store(update + skipped + at, acc.to(update.dtype.element_ty), mask=real)
+    tl.store(update + skipped + offset, acc.to(update.dtype.element_ty), mask=mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import accumulate
 
 import torch
 import triton
@@ -113,7 +114,8 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def pack_constants(shape: Shape) -> Constants:
-    return {**_sizes(shape), **_unpadded(shape), "TILE": COLUMNS, **_options(16 if is_large(shape) else 4, 1)}
+    options = _options(16 if is_large(shape) else 4, 1)
+    return {**_sizes(shape), **_unpadded(shape), **_packed_offsets(shape), "TILE": COLUMNS, **options}
 
 
 @functools.cache
@@ -124,7 +126,8 @@ def unmerge_constants(shape: Shape) -> Constants:
 
 @functools.cache
 def forward_constants(shape: Shape, tile: Tile) -> Constants:
-    return {**_sizes(shape), **_tiling(shape, tile), **_options(tile.warps, tile.stages)}
+    options = _options(tile.warps, tile.stages)
+    return {**_sizes(shape), **_packed_offsets(shape), **_tiling(shape, tile), **options}
 
 
 @functools.cache
@@ -138,7 +141,8 @@ def backward_constants(shape: Shape, launch: Launch) -> Constants:
     }
     tile = launch.tile
     options = _options(tile.warps, tile.stages)
-    return {**_sizes(shape), **_unpadded(shape), **_tiling(shape, tile), **flags, **options}
+    offsets = _packed_offsets(shape) | _gradient_offsets(shape)
+    return {**_sizes(shape), **_unpadded(shape), **offsets, **_tiling(shape, tile), **flags, **options}
 
 
 def _sizes(shape: Shape) -> Constants:
@@ -148,6 +152,20 @@ def _sizes(shape: Shape) -> Constants:
 
 def _unpadded(shape: Shape) -> Constants:
     return {"HIDDEN": shape.hidden, "LATENT": shape.latent}
+
+
+def _packed_offsets(shape: Shape) -> Constants:
+    """Where each parameter begins in the packed weights and biases of a head, and the extents of these."""
+    weights = dict(zip(("W1", "W2", "W3", "MERGED_MAP", "WEIGHTS"), shape.weight_offsets, strict=True))
+    biases = dict(zip(("B1", "B2", "B3", "BIASES"), shape.bias_offsets, strict=True))
+    return {name: offset for name, offset in (weights | biases).items() if name not in ("W1", "B1")}  # these are 0
+
+
+def _gradient_offsets(shape: Shape) -> Constants:
+    """Where the gradient of each parameter begins in a part, and the extent of a part."""
+    names = ("D_W1", "D_B1", "D_W2", "D_B2", "D_W3", "D_B3", "D_MERGED", "D_BIAS", "PART")
+    offsets = accumulate(gradient_sizes(shape), initial=0)
+    return {name: offset for name, offset in zip(names, offsets, strict=True) if name != "D_W1"}  # this is 0
 
 
 def _tiling(shape: Shape, tile: Tile) -> Constants:

@@ -38,54 +38,62 @@ def pack_kernel(
     HP: tl.constexpr,  # hidden, padded
     LP: tl.constexpr,  # latent, padded
     CP: tl.constexpr,  # C, padded
+    W2: tl.constexpr,  # where W2 begins in the packed weights of a head; likewise the next two
+    W3: tl.constexpr,
+    MERGED_MAP: tl.constexpr,
+    WEIGHTS: tl.constexpr,  # packed weights of a head
+    B2: tl.constexpr,  # where b2 begins in the packed biases of a head; likewise b3
+    B3: tl.constexpr,
+    BIASES: tl.constexpr,  # packed biases of a head
     TILE: tl.constexpr,
 ) -> None:
     head = tl.program_id(0)
     tile = tl.program_id(1)
-    W2_AT: tl.constexpr = D * HP
-    W3_AT: tl.constexpr = W2_AT + 2 * HP * LP
-    MERGED_AT: tl.constexpr = W3_AT + LP * HP
-    out = weights + head * (MERGED_AT + HP * CP)
-    hidden = tl.arange(0, HP)
-    real_hidden = hidden < HIDDEN
-    d = tl.arange(0, D)
+    out = weights + head * WEIGHTS
+    offs_h = tl.arange(0, HP)
+    hidden_mask = offs_h < HIDDEN
+    offs_d = tl.arange(0, D)
     if tile * TILE < CP:
-        c = tile * TILE + tl.arange(0, TILE)
-        real = c < C
-        w4_h = tl.load(w4 + (head * HIDDEN + hidden)[:, None] * D + d, mask=real_hidden[:, None], other=0.0)
-        wo_h = tl.load(proj_weight + c[None, :] * (H * D) + head * D + d[:, None], mask=real[None, :], other=0.0)
+        offs_c = tile * TILE + tl.arange(0, TILE)
+        mask = offs_c < C
+        w4_h = tl.load(w4 + (head * HIDDEN + offs_h)[:, None] * D + offs_d, mask=hidden_mask[:, None], other=0.0)
+        wo_h = tl.load(
+            proj_weight + offs_c[None, :] * (H * D) + head * D + offs_d[:, None], mask=mask[None, :], other=0.0
+        )
         merged = tl.dot(w4_h.to(tl.float32), wo_h.to(tl.float32), input_precision="ieee")
-        tl.store(out + MERGED_AT + hidden[:, None] * CP + c, merged.to(weights.dtype.element_ty))
+        tl.store(out + MERGED_MAP + offs_h[:, None] * CP + offs_c, merged.to(weights.dtype.element_ty))
         if head == 0:
-            total = tl.load(proj_bias + c, mask=real, other=0.0).to(tl.float32)
+            total = tl.load(proj_bias + offs_c, mask=mask, other=0.0).to(tl.float32)
             for other in range(H):
-                wo = tl.load(proj_weight + c[:, None] * (H * D) + other * D + d, mask=real[:, None], other=0.0)
-                total += tl.sum(wo.to(tl.float32) * tl.load(b4 + other * D + d).to(tl.float32)[None, :], axis=1)
-            tl.store(biases + H * (2 * HP + 2 * LP) + c, total)
+                wo = tl.load(
+                    proj_weight + offs_c[:, None] * (H * D) + other * D + offs_d, mask=mask[:, None], other=0.0
+                )
+                total += tl.sum(wo.to(tl.float32) * tl.load(b4 + other * D + offs_d).to(tl.float32)[None, :], axis=1)
+            tl.store(biases + H * BIASES + offs_c, total)
     else:
         latent = latent_of_column(LP)
-        real_latent = latent < LATENT
-        column = tl.arange(0, LP)
-        at_w1 = w1 + (head * D + d)[:, None] * HIDDEN + hidden
-        _copy(at_w1, real_hidden[None, :] & (d >= 0)[:, None], out + d[:, None] * HP + hidden)
-        at_w2 = w2 + (head * HIDDEN + hidden)[:, None] * (2 * LATENT) + latent
-        to = out + W2_AT + hidden[:, None] * (2 * LP) + column
-        real_w2 = real_hidden[:, None] & real_latent[None, :]
-        _copy(at_w2, real_w2, to)
-        _copy(at_w2 + LATENT, real_w2, to + LP)
-        at_w3 = w3 + (head * LATENT + latent)[:, None] * HIDDEN + hidden
-        real_w3 = real_latent[:, None] & real_hidden[None, :]
-        _copy(at_w3, real_w3, out + W3_AT + column[:, None] * HP + hidden)
-        b = biases + head * (2 * HP + 2 * LP)
-        _copy(b1 + head * HIDDEN + hidden, real_hidden, b + hidden)
-        _copy(b2 + head * 2 * LATENT + latent, real_latent, b + HP + column)
-        _copy(b2 + (head * 2 + 1) * LATENT + latent, real_latent, b + HP + LP + column)
-        _copy(b3 + head * HIDDEN + hidden, real_hidden, b + HP + 2 * LP + hidden)
+        latent_mask = latent < LATENT
+        offs_r = tl.arange(0, LP)
+        from_w1 = w1 + (head * D + offs_d)[:, None] * HIDDEN + offs_h
+        _copy(from_w1, hidden_mask[None, :] & (offs_d >= 0)[:, None], out + offs_d[:, None] * HP + offs_h)
+        from_w2 = w2 + (head * HIDDEN + offs_h)[:, None] * (2 * LATENT) + latent
+        to = out + W2 + offs_h[:, None] * (2 * LP) + offs_r
+        w2_mask = hidden_mask[:, None] & latent_mask[None, :]
+        _copy(from_w2, w2_mask, to)
+        _copy(from_w2 + LATENT, w2_mask, to + LP)
+        from_w3 = w3 + (head * LATENT + latent)[:, None] * HIDDEN + offs_h
+        w3_mask = latent_mask[:, None] & hidden_mask[None, :]
+        _copy(from_w3, w3_mask, out + W3 + offs_r[:, None] * HP + offs_h)
+        b = biases + head * BIASES
+        _copy(b1 + head * HIDDEN + offs_h, hidden_mask, b + offs_h)
+        _copy(b2 + head * 2 * LATENT + latent, latent_mask, b + B2 + offs_r)
+        _copy(b2 + (head * 2 + 1) * LATENT + latent, latent_mask, b + B2 + LP + offs_r)
+        _copy(b3 + head * HIDDEN + offs_h, hidden_mask, b + B3 + offs_h)
 
 
 @triton.jit
-def _copy(source: tl.tensor, real: tl.tensor, target: tl.tensor) -> None:
-    tl.store(target, tl.load(source, mask=real, other=0.0).to(target.dtype.element_ty))
+def _copy(source: tl.tensor, mask: tl.tensor, target: tl.tensor) -> None:
+    tl.store(target, tl.load(source, mask=mask, other=0.0).to(target.dtype.element_ty))
 
 
 @triton.jit
@@ -108,35 +116,35 @@ def unmerge_kernel(
     """dWo_h = merged's gradientᵀ W4_h + d_bias ⊗ b4_h; dW4_h = merged's gradient · Wo_h; db4_h = d_bias · Wo_h."""
     head = tl.program_id(0)
     tile = tl.program_id(1)
-    d = tl.arange(0, D)
+    offs_d = tl.arange(0, D)
     COLUMN_TILES: tl.constexpr = (C + TILE - 1) // TILE
     if tile < COLUMN_TILES:
-        c = tile * TILE + tl.arange(0, TILE)
-        real = c < C
-        hidden = tl.arange(0, HP)
-        real_hidden = hidden < HIDDEN
-        at = d_merged + (head * HIDDEN + hidden)[None, :] * C + c[:, None]
-        gradient = tl.load(at, mask=real[:, None] & real_hidden[None, :], other=0.0)
-        w = tl.load(w4 + (head * HIDDEN + hidden)[:, None] * D + d, mask=real_hidden[:, None], other=0.0)
-        bias = tl.load(b4 + head * D + d).to(tl.float32)
-        outer = tl.load(d_bias + c, mask=real, other=0.0)[:, None] * bias[None, :]
+        offs_c = tile * TILE + tl.arange(0, TILE)
+        mask = offs_c < C
+        offs_h = tl.arange(0, HP)
+        hidden_mask = offs_h < HIDDEN
+        source = d_merged + (head * HIDDEN + offs_h)[None, :] * C + offs_c[:, None]
+        gradient = tl.load(source, mask=mask[:, None] & hidden_mask[None, :], other=0.0)
+        w = tl.load(w4 + (head * HIDDEN + offs_h)[:, None] * D + offs_d, mask=hidden_mask[:, None], other=0.0)
+        bias = tl.load(b4 + head * D + offs_d).to(tl.float32)
+        outer = tl.load(d_bias + offs_c, mask=mask, other=0.0)[:, None] * bias[None, :]
         total = tl.dot(gradient, w.to(tl.float32), outer, input_precision="ieee")
-        at = d_proj_weight + c[:, None] * (H * D) + head * D + d
-        tl.store(at, total, mask=real[:, None])
+        source = d_proj_weight + offs_c[:, None] * (H * D) + head * D + offs_d
+        tl.store(source, total, mask=mask[:, None])
     else:
         k = (tile - COLUMN_TILES) * TILE + tl.arange(0, TILE)
-        real_k = k < HIDDEN
+        k_mask = k < HIDDEN
         d_w4_rows = tl.zeros([TILE, D], tl.float32)
         d_b4_terms = tl.zeros([TILE, D], tl.float32)
         for start in range(0, C, TILE):
             column = start + tl.arange(0, TILE)
-            real_column = column < C
-            at_rows = d_merged + (head * HIDDEN + k)[:, None] * C + column
-            rows = tl.load(at_rows, mask=real_k[:, None] & real_column[None, :], other=0.0)
-            at_wo = proj_weight + column[:, None] * (H * D) + head * D + d
-            wo = tl.load(at_wo, mask=real_column[:, None], other=0.0).to(tl.float32)
+            column_mask = column < C
+            from_rows = d_merged + (head * HIDDEN + k)[:, None] * C + column
+            rows = tl.load(from_rows, mask=k_mask[:, None] & column_mask[None, :], other=0.0)
+            from_wo = proj_weight + column[:, None] * (H * D) + head * D + offs_d
+            wo = tl.load(from_wo, mask=column_mask[:, None], other=0.0).to(tl.float32)
             d_w4_rows = tl.dot(rows, wo, d_w4_rows, input_precision="ieee")
-            d_b4_terms += tl.load(d_bias + column, mask=real_column, other=0.0)[:, None] * wo
-        tl.store(d_w4 + (head * HIDDEN + k)[:, None] * D + d, d_w4_rows, mask=real_k[:, None])
+            d_b4_terms += tl.load(d_bias + column, mask=column_mask, other=0.0)[:, None] * wo
+        tl.store(d_w4 + (head * HIDDEN + k)[:, None] * D + offs_d, d_w4_rows, mask=k_mask[:, None])
         if tile == COLUMN_TILES:
-            tl.store(d_b4 + head * D + d, tl.sum(d_b4_terms, axis=0))
+            tl.store(d_b4 + head * D + offs_d, tl.sum(d_b4_terms, axis=0))

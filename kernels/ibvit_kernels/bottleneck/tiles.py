@@ -7,6 +7,7 @@ Needs neither Triton nor a GPU.
 from __future__ import annotations
 
 import functools
+from itertools import accumulate
 from typing import NamedTuple
 
 from ibvit_kernels.bottleneck import Inner, Sizes, inner_sizes
@@ -33,15 +34,25 @@ class Shape(Sizes):
         return groups * (wide + narrow)
 
     @property
+    def weight_offsets(self) -> list[int]:
+        """Where W1, W2, W3 and the merged map begin in the packed weights of a head, and where they end."""
+        rows = (self.width, 2 * self.padded_latent, self.padded_latent, self.padded_columns)  # of h elements, padded
+        return list(accumulate((self.padded_hidden * count for count in rows), initial=0))
+
+    @property
     def weights_per_head(self) -> int:
-        """Elements of one head's packed weights: W1 | W2 | W3 | merged."""
-        inner = self.width + 3 * self.padded_latent + self.padded_columns
-        return self.padded_hidden * inner
+        """Elements of the packed weights of a head."""
+        return self.weight_offsets[-1]
+
+    @property
+    def bias_offsets(self) -> list[int]:
+        """Where b1, b2 and b3 begin in the packed biases of a head, and where they end."""
+        return list(accumulate((self.padded_hidden, 2 * self.padded_latent, self.padded_hidden), initial=0))
 
     @property
     def biases_per_head(self) -> int:
-        """Elements of one head's packed biases: b1 | b2 | b3."""
-        return 2 * (self.padded_hidden + self.padded_latent)
+        """Elements of the packed biases of a head."""
+        return self.bias_offsets[-1]
 
     @property
     def biases(self) -> int:
