@@ -184,7 +184,7 @@ def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
         if name in heads:
             folder, _, head = heads[name]
             run = runs[Path(folder)]
-            if run.attention_kind != "ib":
+            if not run.kind.has_kl:
                 raise ValueError(f"{name}: expected a run with bottlenecks, got attention={run.attention_kind}")
             run.place(head)  # a head that the model does not have is named as such
             arrays: Any = [as_tensor(part).flatten(0, 1) for part in run.latent(head)]

@@ -76,7 +76,7 @@ class _Recorder:
     def __init__(self, run: Path, data: DataSet, options: RecordOptions) -> None:
         self.run, self.loader, self.images, self.options = run, data.val, data.sizes[1], options
         self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-        self.passes = options.passes if model.attention == "ib" else 1
+        self.passes = options.passes if model.has_kl else 1
         self.writer = RecordsWriter(
             run,
             {
@@ -122,22 +122,22 @@ class _Recorder:
         index, labels = add("index", (self.images,), "int64"), add("labels", (self.images,), "int64")
         logits = add("logits", (self.passes, self.images, model.num_classes), "float32")
         votes = add("patch_logits", (self.images, patches, model.num_classes), self.options.dtype)
-        kl = add("kl", (self.images, blocks, heads, patches), "float32") if model.attention == "ib" else None
+        kl = add("kl", (self.images, blocks, heads, patches), "float32") if model.has_kl else None
         log.info("%s: votes and KL of %d images: %s", self.run, self.images, _size(self.writer))
         for rows, batch in self._batches("survey"):
-            tokens, price = model.forward_features(batch.images)
+            tokens, kl_of_batch = model.forward_features(batch.images)
             vote = model.head(model.head_drop(tokens)).float()
             index[rows], labels[rows] = batch.index.numpy(), batch.labels.cpu().numpy()
             votes[rows], logits[0, rows] = vote.cpu().numpy(), vote.mean(dim=1).cpu().numpy()
-            if kl is not None and price is not None:
-                kl[rows] = price.cpu().numpy()
+            if kl is not None and kl_of_batch is not None:
+                kl[rows] = kl_of_batch.cpu().numpy()
         identity = json.dumps([self.writer.meta["classes"], labels.tolist()])
         self.writer.describe(data_sha256=sha256(identity.encode()), heads=self._chosen_heads(kl))
 
     def _chosen_heads(self, kl: np.ndarray | None) -> list[str]:
         chosen = torch.ones(self.model.num_blocks, self.model.num_heads, dtype=torch.bool)
         if kl is None:
-            chosen &= self.options.attention and self.model.attention == "full"
+            chosen &= self.options.attention and bool(self.model.attentions)
         elif self.options.heads == "active":
             chosen = kl_accounting.active_heads(as_tensor(kl))
         return kl_accounting.head_names(chosen)
@@ -147,7 +147,7 @@ class _Recorder:
         if not names:
             return
         model, patches = self.model, self.model.channels.tokens
-        shapes = {"mu": model.latent_dim, "logvar": model.latent_dim} if model.attention == "ib" else {}
+        shapes = {"mu": model.latent_dim, "logvar": model.latent_dim} if model.has_kl else {}
         if self.options.attention:
             shapes["attention"] = patches
         hooks = {"mu": "hook_mu", "logvar": "hook_logvar", "attention": "hook_pattern"}

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
 
 SCHEMA = "ibvit-records/1"
@@ -48,7 +49,7 @@ class RunIdentity(TypedDict):
 
     name: str
     label: str
-    attention: str
+    attention: KindName
     beta: float | None
     seed: int
 
@@ -143,14 +144,19 @@ class Records:
         return array
 
     @property
-    def attention_kind(self) -> str:
+    def attention_kind(self) -> KindName:
         """ "ib", "full" or "none"."""
         return self.config["attention"]
 
     @property
+    def kind(self) -> Kind:
+        """What a model of this run can do."""
+        return KINDS[self.attention_kind]
+
+    @property
     def beta(self) -> float | None:
         """β of a bottleneck run; None for `full` and `none`."""
-        return float(self.config["beta"]) if self.attention_kind == "ib" else None
+        return float(self.config["beta"]) if self.kind.has_kl else None
 
     @property
     def seed(self) -> int:
@@ -160,9 +166,7 @@ class Records:
     @property
     def label(self) -> str:
         """The run's place in the spectrum, as figures print it."""
-        return {"none": "no attention", "full": "full attention"}.get(
-            self.attention_kind, f"β = {self.config['beta']:g}"
-        )
+        return self.kind.label or f"β = {self.config['beta']:g}"
 
     @property
     def identity(self) -> RunIdentity:
@@ -178,8 +182,8 @@ class Records:
     @property
     def order(self) -> tuple[float, int]:
         """Sort key along the spectrum: no attention, β from large to small, full attention."""
-        place = {"none": -np.inf, "full": np.inf}.get(self.attention_kind)
-        return (-float(self.config["beta"]) if place is None else place), self.seed
+        order = self.kind.order
+        return (-float(self.config["beta"]) if order is None else order), self.seed
 
     @property
     def grid(self) -> tuple[int, int]:

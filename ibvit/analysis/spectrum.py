@@ -9,6 +9,7 @@ import numpy as np
 from ibvit.analysis.heads import speaking_heads
 from ibvit.analysis.records import Records, RunIdentity, as_tensor
 from ibvit.analysis.results import Result
+from ibvit.kinds import KINDS
 from ibvit.models import kl as kl_accounting
 
 
@@ -27,7 +28,7 @@ class Spectrum(Result):
     @property
     def bottlenecked(self) -> np.ndarray:
         """Which runs have bottlenecks, [runs]."""
-        return np.array([run["attention"] == "ib" for run in self.runs])
+        return np.array([KINDS[run["attention"]].has_kl for run in self.runs])
 
     @property
     def pareto(self) -> np.ndarray:
@@ -72,8 +73,8 @@ class Spectrum(Result):
 
 def nats_per_patch(records: Records) -> float:
     """Nats per patch of a run: summed over heads, mean over patches and images; 0 without attention, else infinite."""
-    if records.beta is None:
-        return 0.0 if records.attention_kind == "none" else np.inf
+    if records.kind.nats is not None:
+        return records.kind.nats
     return float(kl_accounting.per_patch(as_tensor(records.kl)).double().mean())
 
 

@@ -7,6 +7,7 @@ from matplotlib.lines import Line2D
 
 from ibvit.analysis.spectrum import Spectrum
 from ibvit.figures import style
+from ibvit.kinds import KINDS
 
 
 def draw(result: Spectrum) -> Figure:
@@ -16,9 +17,10 @@ def draw(result: Spectrum) -> Figure:
     for run, nats, accuracy, spread in zip(
         result.runs, result.nats_per_patch, 100 * result.accuracy, 100 * result.accuracy_std, strict=True
     ):
-        axes = {"none": left, "full": right}.get(run["attention"], middle)
-        x = nats if run["attention"] == "ib" else 0.0
-        error = spread if run["attention"] == "ib" else None
+        end = KINDS[run["attention"]].nats
+        axes = middle if end is None else left if end == 0 else right
+        x = nats if end is None else 0.0
+        error = spread if end is None else None
         axes.errorbar(
             x,
             accuracy,

@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ibvit.analysis.records import RunIdentity
+from ibvit.kinds import KINDS
 
 COLUMN = 3.25
 PAGE = 6.75
@@ -53,15 +54,15 @@ _RC: dict[Any, Any] = {
 }
 
 
-def place(run: RunIdentity) -> float:
-    """Where a run stands in the palette: 0 without attention, by log β between, 1 with full attention.
+def palette_position(run: RunIdentity) -> float:
+    """Position of a run in the palette: 0 without attention, by log β between, 1 with full attention.
 
-    >>> place({"name": "", "label": "", "attention": "none", "beta": None, "seed": 0})
+    >>> palette_position({"name": "", "label": "", "attention": "none", "beta": None, "seed": 0})
     0.0
     """
-    beta = run["beta"]
-    if beta is None:
-        return 0.0 if run["attention"] == "none" else 1.0
+    beta, end = run["beta"], KINDS[run["attention"]].palette
+    if end is not None or beta is None:
+        return end or 0.0
     if beta <= 0:
         return 0.92
     share = np.log10(_LARGEST_BETA / beta) / np.log10(_LARGEST_BETA / _SMALLEST_BETA)
@@ -70,7 +71,7 @@ def place(run: RunIdentity) -> float:
 
 def color(run: RunIdentity) -> str:
     """The run's colour, as #rrggbb."""
-    return to_hex(mpl.colormaps["viridis"](0.97 * place(run)))
+    return to_hex(mpl.colormaps["viridis"](0.97 * palette_position(run)))
 
 
 @contextmanager

@@ -24,10 +24,10 @@ def draw_training(run_dir: Path) -> Path:
     if not lines:
         raise ValueError(f"run: expected metrics in {path}, found none")
     validated = [line for line in lines if "val_top1" in line]
-    priced = [line for line in validated if "val_heads" in line]
+    with_kl = [line for line in validated if "val_heads" in line]
     with style.house_style():
         figure = style.new_figure(style.PAGE, 2.2)
-        panels = figure.subplots(1, 4 if priced else 2)
+        panels = figure.subplots(1, 4 if with_kl else 2)
         epochs = [line["epoch"] + 1 for line in lines]
         panels[0].plot(epochs, [line["train_ce"] for line in lines], label="training", marker=".")
         panels[0].plot(
@@ -37,10 +37,10 @@ def draw_training(run_dir: Path) -> Path:
         panels[0].legend()
         panels[1].plot([v["epoch"] + 1 for v in validated], [v["val_top1"] for v in validated], marker=".")
         panels[1].set(xlabel="epoch", ylabel="validation accuracy (%)")
-        if priced:
-            panels[2].plot([v["epoch"] + 1 for v in priced], [v["val_nats_per_patch"] for v in priced], marker=".")
+        if with_kl:
+            panels[2].plot([v["epoch"] + 1 for v in with_kl], [v["val_nats_per_patch"] for v in with_kl], marker=".")
             panels[2].set(xlabel="epoch", ylabel="information (nats / patch)", yscale="log")
-            heads = np.array(priced[-1]["val_heads"])
+            heads = np.array(with_kl[-1]["val_heads"])
             image = panels[3].imshow(heads, origin="lower", aspect="auto", cmap=style.NATS, vmin=0)
             panels[3].set(xlabel="head", ylabel="block", xticks=range(heads.shape[1]), yticks=range(heads.shape[0]))
             figure.colorbar(image, ax=panels[3], label="nats / patch")

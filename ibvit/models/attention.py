@@ -47,6 +47,8 @@ class Probe:
 class Attention(nn.Module):
     """The unmodified attention of a ViT: tokens ``[B, N, C]`` → update ``[B, N, C]``."""
 
+    hooks: tuple[str, ...] = ("hook_pattern", "hook_update")
+
     def __init__(self, source: TimmAttention, block: int) -> None:
         super().__init__()
         self.block = block
@@ -70,7 +72,7 @@ class Attention(nn.Module):
         return self.norm(y.transpose(1, 2).reshape(batch, tokens, -1))
 
     def forward(self, x: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Update ``[B, N, C]`` and no KL: a deterministic write has no finite price."""
+        """Update ``[B, N, C]`` and no KL: that of a deterministic write is infinite."""
         y = self.attend(x)
         probe = self.probe
         if probe is not None and probe.silent:
@@ -94,6 +96,8 @@ class BottleneckAttention(Attention):
         hidden_dim: h, width of encoder and decoder.
         impl: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``, see :func:`ibvit.ops.bottleneck_write`.
     """
+
+    hooks = HOOKS
 
     def __init__(
         self, source: TimmAttention, block: int, latent_dim: int = 32, hidden_dim: int = 64, impl: ops.Impl = "auto"
@@ -157,8 +161,11 @@ class BottleneckAttention(Attention):
         messages = _mask_heads(reference.decode(z, self.params, y.dtype), probe.silent, axis=1)
         kl = _mask_heads(reference.kl_to_prior(posterior), probe.silent, axis=1)
         update = reference.project(messages, weight, bias)
-        for hook, value in zip(HOOKS[1:], (*posterior, z, kl, update), strict=True):
-            probe.record(hook, value)
+        probe.record("hook_mu", posterior.mu)
+        probe.record("hook_logvar", posterior.logvar)
+        probe.record("hook_z", z)
+        probe.record("hook_kl", kl)
+        probe.record("hook_update", update)
         return reference.BottleneckWrite(update, kl)
 
 

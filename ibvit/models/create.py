@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import timm.models.vision_transformer as timm_vit
@@ -15,7 +15,8 @@ from timm.models import register_model
 from torch import Tensor
 
 from ibvit import ops
-from ibvit.models.vit import KINDS, Kind, VisionTransformer
+from ibvit.kinds import KindName
+from ibvit.models.vit import VisionTransformer
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -25,7 +26,7 @@ _POOLING: dict[str, Any] = {"class_token": False, "reg_tokens": 0, "global_pool"
 def create_model(
     name: str = "vit_tiny_patch16_224",
     *,
-    attention: Kind = "ib",
+    attention: KindName = "ib",
     latent_dim: int = 32,
     hidden_dim: int = 64,
     impl: ops.Impl = "auto",
@@ -53,8 +54,8 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         6068644
     """
-    if attention not in KINDS:
-        raise ValueError(f"attention: expected one of {', '.join(KINDS)}, got {attention!r}")
+    if attention not in get_args(KindName):
+        raise ValueError(f"attention: expected one of {', '.join(get_args(KindName))}, got {attention!r}")
     for argument, size in (("latent_dim", latent_dim), ("hidden_dim", hidden_dim)):
         if size < 1:
             raise ValueError(f"{argument}: expected at least 1, got {size}")
@@ -186,10 +187,10 @@ def load(directory: str | Path) -> VisionTransformer:
 def _register(size: str) -> None:
     """Give timm the names ``ibvit_<size>_patch16_224`` and ``vit_noattn_<size>_patch16_224``."""
     backbone = f"vit_{size}_patch16_224"
-    kinds: dict[str, Kind] = {f"ibvit_{size}_patch16_224": "ib", f"vit_noattn_{size}_patch16_224": "none"}
+    kinds: dict[str, KindName] = {f"ibvit_{size}_patch16_224": "ib", f"vit_noattn_{size}_patch16_224": "none"}
     for name, attention in kinds.items():
 
-        def entrypoint(pretrained: bool = False, *, _attention: Kind = attention, **args: Any) -> VisionTransformer:
+        def entrypoint(pretrained: bool = False, *, _attention: KindName = attention, **args: Any) -> VisionTransformer:
             known = {key: value for key, value in args.items() if value is not None}
             return create_model(backbone, attention=_attention, pretrained=pretrained, **known)
 

@@ -15,7 +15,7 @@ from dataclasses import replace as with_changes
 from torch import Tensor, nn
 
 from ibvit import ops
-from ibvit.models.attention import HOOKS, Attention, BottleneckAttention, Probe
+from ibvit.models.attention import Attention, BottleneckAttention, Probe
 from ibvit.models.kl import parse_heads
 from ibvit.models.vit import VisionTransformer
 
@@ -103,8 +103,8 @@ def silence(model: nn.Module, heads: Sequence[str]) -> Iterator[None]:
         ValueError: no such head.
     """
     core = unwrap(model)
-    if core.attention == "none":
-        raise ValueError("model: expected a model with attention, got attention='none'")
+    if not core.attentions:
+        raise ValueError(f"model: expected a model with attention, got attention={core.attention!r}")
     with ExitStack() as stack:
         for block, silent in parse_heads(heads, core.num_blocks, core.num_heads).items():
             attention = core.attentions[block]
@@ -181,11 +181,10 @@ def run_with_cache(
 
 
 def _hook_names(model: VisionTransformer) -> list[str]:
-    hooks = {"ib": HOOKS, "full": ("hook_pattern", "hook_update"), "none": ()}[model.attention]
-    return [f"blocks.{block}.attn.{hook}" for block in range(model.num_blocks) for hook in hooks]
+    return [f"blocks.{attention.block}.attn.{hook}" for attention in model.attentions for hook in attention.hooks]
 
 
 def _require_bottlenecks(model: VisionTransformer) -> VisionTransformer:
-    if model.attention != "ib":
+    if not model.has_kl:
         raise ValueError(f"model: expected attention='ib', got attention={model.attention!r}")
     return model

@@ -50,7 +50,7 @@ def penalty(kl: Tensor, reduction: Reduction) -> Tensor:
 
 
 def convert_beta(beta: float, channels: Channels, source: Reduction, target: Reduction) -> float:
-    """The same price under the other reduction: β_sum = β_mean / (L·H·N).
+    """The same penalty under the other reduction: β_sum = β_mean / (L·H·N).
 
     Example:
         >>> convert_beta(7056.0, Channels(blocks=12, heads=3, tokens=196), "mean", "sum")

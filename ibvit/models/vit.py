@@ -7,7 +7,7 @@ the mean, so the logits are the mean of the patches' votes.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ibvit import ops
+from ibvit.kinds import KINDS, KindName
 from ibvit.models.attention import Attention, BottleneckAttention
 from ibvit.models.kl import Channels
-
-Kind = Literal["ib", "full", "none"]
-KINDS: tuple[Kind, ...] = ("ib", "full", "none")
 
 
 class Output(NamedTuple):
@@ -65,21 +63,21 @@ class VisionTransformer(nn.Module):
     noise_key: Tensor
 
     def __init__(
-        self, source: timm_vit.VisionTransformer, attention: Kind, latent_dim: int, hidden_dim: int, impl: ops.Impl
+        self, source: timm_vit.VisionTransformer, attention: KindName, latent_dim: int, hidden_dim: int, impl: ops.Impl
     ) -> None:
         super().__init__()
-        self.attention: Kind = attention
+        self.attention: KindName = attention
         self.num_classes: int = source.num_classes
         self.embed_dim: int = source.embed_dim
         blocks: list[Any] = list(source.blocks)
         self.num_heads: int = blocks[0].attn.num_heads
-        self.latent_dim = latent_dim if attention == "ib" else 0
+        self.latent_dim = latent_dim if self.has_kl else 0
         self.grad_checkpointing = False
 
         def write(block: int, timm_attention: TimmAttention) -> Attention | None:
-            if attention == "ib":
+            if self.has_kl:
                 return BottleneckAttention(timm_attention, block, latent_dim, hidden_dim, impl)
-            return Attention(timm_attention, block) if attention == "full" else None
+            return Attention(timm_attention, block) if KINDS[attention].has_attention else None
 
         self.patch_embed = source.patch_embed
         self.pos_embed = source.pos_embed
@@ -87,6 +85,11 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(b, write(i, b.attn)) for i, b in enumerate(blocks))
         self.norm, self.head_drop, self.head = source.norm, source.head_drop, source.head
         self.register_buffer("noise_key", ops.noise_key(0), persistent=False)
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether heads write through bottlenecks: then the model has a KL and latents, and takes a noise key."""
+        return KINDS[self.attention].has_kl
 
     @property
     def attentions(self) -> list[Attention]:
@@ -129,21 +132,21 @@ class VisionTransformer(nn.Module):
             key: noise key; by default the model's own, which then moves on by one step.
         """
         self._check_images(images)
-        if key is None and self.attention == "ib":
+        if key is None and self.has_kl:
             key = self.noise_key.clone()  # the backward pass still needs this step's key when the next one has begun
             self.noise_key[1] += 1
         x = self._embed(images)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.norm_pre(self.patch_drop(self.pos_drop(x)))
-        prices = []
+        kls = []
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x, kl = checkpoint(block, x, key, use_reentrant=False)
             else:
                 x, kl = block(x, key)
-            prices.append(kl)
-        return self.norm(x), torch.stack(prices, dim=1) if self.attention == "ib" else None
+            kls.append(kl)
+        return self.norm(x), torch.stack(kls, dim=1) if self.has_kl else None
 
     def forward(self, images: Tensor, return_kl: bool = False, key: Tensor | None = None) -> Tensor | Output:
         """Logits ``[B, classes]``; with ``return_kl`` also the KL ``[B, L, H, N]`` in nats.
@@ -156,7 +159,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: images of another size, or ``return_kl`` on a model that has no bottlenecks.
         """
-        if return_kl and self.attention != "ib":
+        if return_kl and not self.has_kl:
             raise ValueError(f"return_kl: expected a model with attention='ib', got attention={self.attention!r}")
         tokens, kl = self.forward_features(images, key)
         logits = self.head(self.head_drop(tokens.mean(dim=1)))

@@ -45,7 +45,7 @@ class Posterior(NamedTuple):
 
 
 class BottleneckWrite(NamedTuple):
-    """What one block writes to the residual stream, and its price."""
+    """What one block writes to the residual stream, and its KL."""
 
     update: Tensor  # [B, N, C], in y's dtype
     kl: Tensor  # [B, H, N], nats, float32

@@ -130,7 +130,7 @@ def _announce(trainer: Trainer, details: dict[str, Any]) -> None:
         "%s: %s attention, %d blocks of %d heads, %d patches, %s parameters",
         config.model, config.attention, model.num_blocks, model.num_heads, model.channels.tokens, f"{parameters:,}",
     )  # fmt: skip
-    if config.attention == "ib":
+    if model.has_kl:
         log.info(
             "β = %g on the KL's %s: %g on its mean is %g on its sum (Eq. 3)",
             config.beta, config.kl_reduction, details["beta_mean"], details["beta_sum"],

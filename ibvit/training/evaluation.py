@@ -56,12 +56,12 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    has_noise = model.attention == "ib" and noise == "sample"
+    has_noise = model.has_kl and noise == "sample"
     passes = []
     meter = KLMeter()
     with torch.autocast(processes.device.type, amp, enabled=amp is not None):
         for repeat in range(repeats if has_noise else 1):
-            if has_noise or model.attention != "ib":
+            if has_noise or not model.has_kl:
                 passes.append(_one_pass(model, loader, processes, seed, repeat, meter))
             else:
                 with use_mean(model):
@@ -72,7 +72,7 @@ def evaluate(
     if images == 0:
         raise ValueError("loader: expected at least one validation image, got none")
     kl = None
-    if model.attention == "ib":
+    if model.has_kl:
         meter.reduce(images * len(passes), processes.sum, processes.max)
         kl = meter.summary()
     top1 = [100 * single[0] / images for single in passes]
@@ -96,7 +96,7 @@ def _one_pass(
     for batch in loader.epoch(0):
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
-        if model.attention == "ib":
+        if model.has_kl:
             key = ops.evaluation_key(seed, repeat, int(batch.index[0]), device)
             logits, kl = model(images, return_kl=True, key=key)
             meter.update(kl)

@@ -17,7 +17,7 @@ class Loss(NamedTuple):
 
     total: Tensor  # cross-entropy + β·K, the only one with a gradient
     ce: Tensor  # nats
-    price: Tensor  # K, nats under the chosen reduction; 0 without bottlenecks
+    kl: Tensor  # K, nats under the chosen reduction; 0 without bottlenecks
 
 
 class Objective(nn.Module):
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         >>> model = create_model("vit_tiny_patch16_224", attention="ib", num_classes=10, depth=1)
         >>> images, labels = torch.randn(2, 3, 224, 224), torch.tensor([3, 7])
         >>> loss = Objective(model, "mean")(images, labels, ops.noise_key(0), torch.tensor(0.5))
-        >>> torch.allclose(loss.total, loss.ce + 0.5 * loss.price)
+        >>> torch.allclose(loss.total, loss.ce + 0.5 * loss.kl)
         True
     """
 
@@ -43,11 +43,11 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, key: Tensor, beta: Tensor) -> Loss:
         """Loss of images ``[B, 3, height, width]`` with labels ``[B]``; β as a tensor: a graph must not keep it."""
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
-            if self.model.attention == "ib":
+            if self.model.has_kl:
                 logits, kl = self.model(images, return_kl=True, key=key)
-                price = penalty(kl, self.reduction)
+                penalised = penalty(kl, self.reduction)
             else:
                 logits = self.model(images)
-                price = torch.zeros_like(beta)
+                penalised = torch.zeros_like(beta)
         ce = F.cross_entropy(logits.float(), labels)
-        return Loss(ce + beta * price, ce.detach(), price.detach())
+        return Loss(ce + beta * penalised, ce.detach(), penalised.detach())

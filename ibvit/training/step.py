@@ -76,7 +76,7 @@ class TrainStep:
                 loss = self.net(some_images, some_labels, key, self.beta)
                 self.scaler.scale(loss.total / len(self.keys)).backward()
             with torch.no_grad():
-                self.sums += torch.stack([loss.ce, loss.price, torch.ones_like(loss.ce)]).double() / len(self.keys)
+                self.sums += torch.stack([loss.ce, loss.kl, torch.ones_like(loss.ce)]).double() / len(self.keys)
                 is_first_bad = (self.bad_step < 0) & ~torch.isfinite(loss.total)
                 self.bad_step.copy_(torch.where(is_first_bad, key[1], self.bad_step))
         self.scaler.step(self.optimizer)

@@ -22,6 +22,7 @@ import torch
 from ibvit.config import TrainConfig
 from ibvit.data.recipes import apply_recipe
 from ibvit.errors import MissingExtraError
+from ibvit.kinds import KINDS
 from ibvit.models.create import MODEL_FILE
 from ibvit.training.metrics import read_metrics
 from ibvit.training.run import CONFIG_FILE, check_same_run
@@ -136,12 +137,15 @@ def plan(
         value, default = getattr(common, name), getattr(TrainConfig(), name)
         if value != default:
             raise ValueError(f"train.{name}: the sweep sets it; expected {default}, got {value}")
-    kinds: list[dict[str, object]] = [{"attention": "none"}] if "none" in ends else []
-    kinds += [{"attention": "ib", "beta": beta} for beta in sorted(set(betas), reverse=True)]
-    kinds += [{"attention": "full"}] if "full" in ends else []
-    if not kinds or not seeds:
+    points: list[dict[str, object]] = []
+    for name, kind in KINDS.items():
+        if kind.has_kl:
+            points += [{"attention": name, "beta": beta} for beta in sorted(set(betas), reverse=True)]
+        elif name in ends:
+            points.append({"attention": name})
+    if not points or not seeds:
         raise ValueError("betas: expected at least one run: give --betas or --attention, and --seeds")
-    configs = [replace(common, seed=seed, **kind) for seed in dict.fromkeys(seeds) for kind in kinds]  # type: ignore[arg-type]
+    configs = [replace(common, seed=seed, **point) for seed in dict.fromkeys(seeds) for point in points]  # type: ignore[arg-type]
     return [SweepRun(replace(config, out=folder / config.run_dir.name)) for config in configs]
 
 

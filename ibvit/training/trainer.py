@@ -134,14 +134,14 @@ class Trainer:
         return waited
 
     def _end_epoch(self, writer: MetricsWriter | None, seconds: float, waited: float, steps: int) -> None:
-        ce, price, count = self._mean_sums().tolist()
+        ce, kl, count = self._mean_sums().tolist()
         line: dict[str, Any] = {
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             "lr": self.lr_at(self.progress.step - 1),
             "beta": self.beta_at(self.progress.step - 1),
             "train_ce": ce / count,
-            "train_kl": price / count,
+            "train_kl": kl / count,
             "images_per_second": steps * (self.config.batch_size or 0) / seconds,
             "data_wait": waited / seconds,
             "skipped_steps": self.step.skipped,
@@ -181,10 +181,8 @@ class Trainer:
         bad = int(self.processes.max(self.step.bad_step.clone()))
         if bad < 0:
             return
-        ce, price, _ = self._mean_sums().tolist()
-        parts = [
-            name for name, value in (("cross-entropy", ce), ("KL", price)) if not torch.isfinite(torch.tensor(value))
-        ]
+        ce, kl, _ = self._mean_sums().tolist()
+        parts = [name for name, value in (("cross-entropy", ce), ("KL", kl)) if not torch.isfinite(torch.tensor(value))]
         raise self._non_finite(f"loss: not finite at step {bad} ({' and '.join(parts) or 'their sum'})")
 
     def _non_finite(self, what: str) -> NonFiniteLossError:

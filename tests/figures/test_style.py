@@ -1,4 +1,4 @@
-"""The palette: a colour for each place in the spectrum, readable without colour vision."""
+"""The palette: a colour for each palette_position in the spectrum, readable without colour vision."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from ibvit.analysis.records import RunIdentity
-from ibvit.figures.style import color, place
+from ibvit.figures.style import color, palette_position
 
 BETAS = (10.0, 4.0, 1.0, 0.1, 0.01, 0.0)
 
@@ -25,7 +25,7 @@ def luminance(name: str) -> float:
 
 
 def test_places_rise_along_the_spectrum() -> None:
-    places = [place(entry) for entry in SPECTRUM]
+    places = [palette_position(entry) for entry in SPECTRUM]
     assert places == sorted(places)
     assert (places[0], places[-1]) == (0.0, 1.0)
 
@@ -40,5 +40,5 @@ def test_the_seed_does_not_change_the_colour() -> None:
 
 
 def test_equal_steps_of_log_beta_are_equal_steps() -> None:
-    steps = np.diff([place(run("ib", beta)) for beta in (10.0, 1.0, 0.1, 0.01)])
+    steps = np.diff([palette_position(run("ib", beta)) for beta in (10.0, 1.0, 0.1, 0.01)])
     assert steps == pytest.approx(steps[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import get_args, get_type_hints
 
 import pytest
 import timm
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import ibvit
+from ibvit.config import TrainConfig
+from ibvit.kinds import KINDS, KindName
 from ibvit.models import load_backbone, read_state_dict, save_model
 
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -99,3 +102,12 @@ def test_load_names_what_is_wrong(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": {**ARGS, "num_classes": 6}}))
     with pytest.raises(ValueError, match="does not fit"):
         ibvit.load(tmp_path)
+
+
+def test_options_name_the_kinds_of_attention():
+    """The command line and the table agree; what a model can do follows from the table."""
+    assert get_type_hints(TrainConfig)["attention"] == KindName
+    assert set(get_args(KindName)) == set(KINDS)
+    for name, kind in KINDS.items():
+        model = ibvit.create_model("vit_tiny_patch16_224", attention=name, depth=1, num_classes=2)
+        assert (bool(model.attentions), model.has_kl) == (kind.has_attention, kind.has_kl)
