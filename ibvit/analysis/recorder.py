@@ -24,6 +24,7 @@ from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
+from ibvit.run_folder import CONFIG, MODEL
 from ibvit.training.run import stored_config
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def write_records(run_dir: str | Path, options: RecordOptions | None = None) -> 
         RecordsError: the folder holds no finished run.
     """
     run = Path(run_dir)
-    for name in ("config.json", "model.safetensors"):
+    for name in (CONFIG, MODEL):
         if not (run / name).is_file():
             raise RecordsError(f"{run} is not a finished run: it has no {name}")
     data = open_data(stored_config(run))
@@ -80,8 +81,8 @@ class _Recorder:
         self.writer = RecordsWriter(
             run,
             {
-                "config_sha256": sha256((run / "config.json").read_bytes()),
-                "weights_sha256": sha256((run / "model.safetensors").read_bytes()),
+                "config_sha256": sha256((run / CONFIG).read_bytes()),
+                "weights_sha256": sha256((run / MODEL).read_bytes()),
                 "options": asdict(options),
                 "classes": list(data.classes),
                 "model": {

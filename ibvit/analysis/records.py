@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ibvit import run_folder
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
 
@@ -105,14 +106,20 @@ class Records:
             RecordsError: not a run folder, no records, unfinished ones, a missing file, or records of other weights.
         """
         run = Path(run_dir)
-        config = _read_json(run / "config.json", f"{run} is not a run folder: it has no config.json")
-        meta = _read_json(run / "records" / "records.json", f"{run} has no records: run `ibvit record --run {run}`")
+        try:
+            config = run_folder.read_config(run)
+        except FileNotFoundError as error:
+            raise RecordsError(f"{run} is not a run folder: it has no {run_folder.CONFIG}") from error
+        except ValueError as error:
+            raise RecordsError(str(error)) from error
+        missing = f"{run} has no records: run `ibvit record --run {run}`"
+        meta = _read_json(run / run_folder.RECORDS / "records.json", missing)
         again = f"run `{cache_command(run, meta.get('options', {}))}`"
         if meta.get("schema") != SCHEMA:
             raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
         if not meta["complete"]:
             raise RecordsError(f"{run}/records is unfinished: {again} to go on where it stopped")
-        weights = run / "model.safetensors"
+        weights = run / run_folder.MODEL
         if weights.is_file() and sha256(weights.read_bytes()) != meta["weights_sha256"]:
             raise RecordsError(f"{run}/records belongs to other weights than model.safetensors: {again}")
         records = cls(run, config, meta)
@@ -126,7 +133,7 @@ class Records:
         if spec is None:
             option = " --attention" if name == "attention" else ""
             raise RecordsError(f"{self.run}/records holds no {name}: run `ibvit record --run {self.run}{option}`")
-        path = self.run / "records" / f"{name}.npy"
+        path = self.run / run_folder.RECORDS / f"{name}.npy"
         if not path.is_file():
             again = cache_command(self.run, self.meta.get("options", {}))
             raise RecordsError(f"{path} is missing: run `{again}` to record it again")
@@ -285,7 +292,7 @@ class RecordsWriter:
     """
 
     def __init__(self, run_dir: str | Path, meta: Mapping[str, Any]) -> None:
-        self.folder = Path(run_dir) / "records"
+        self.folder = Path(run_dir) / run_folder.RECORDS
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "records.json"
         fresh = {"schema": SCHEMA, **meta}

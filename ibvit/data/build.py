@@ -17,6 +17,7 @@ from ibvit.data.bad_files import BadFiles
 from ibvit.data.memory import MemoryLoader
 from ibvit.data.schedule import Training, Validation
 from ibvit.data.types import Loader
+from ibvit.run_folder import BAD_IMAGES
 
 _MEMORY_EVAL_BATCH = 512  # images a validation step
 _FOLDER_EVAL_BATCH = 256
@@ -103,6 +104,6 @@ def _folder(config: TrainConfig, rank: int, world_size: int, device: torch.devic
         loader=config.loader,
         cache=config.cache,
         device=device,
-        record=config.run_dir / "bad_images.txt",
+        record=config.run_dir / BAD_IMAGES,
     )
     return DataSet(made.train, made.val, made.classes, made.sizes, made.bad)

@@ -1,28 +1,27 @@
-"""The picture that every run leaves: how it learned, what it paid, and which heads speak."""
+"""The picture that every run leaves: how it learned, its information, and which heads are active."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from ibvit.figures import style
+from ibvit.run_folder import FIGURES, METRICS, read_metrics
 
 
 def draw_training(run_dir: Path) -> Path:
     """Draw ``figures/training.png`` (and .pdf) of a run folder from its ``metrics.jsonl``; gives the PNG's path.
 
-    Left: cross-entropy and validation accuracy by epoch. Right, with bottlenecks: nats a patch by epoch, and the mean
+    Left: cross-entropy and validation accuracy by epoch. Right, with bottlenecks: nats per patch by epoch, and the mean
     nats of each head at the last validation, block 0 at the bottom.
 
     Raises:
         ValueError: the run has no metrics yet.
     """
-    path = run_dir / "metrics.jsonl"
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    lines = read_metrics(run_dir)
     if not lines:
-        raise ValueError(f"run: expected metrics in {path}, found none")
+        raise ValueError(f"run: expected metrics in {run_dir / METRICS}, found none")
     validated = [line for line in lines if "val_top1" in line]
     with_kl = [line for line in validated if "val_heads" in line]
     with style.house_style():
@@ -44,7 +43,7 @@ def draw_training(run_dir: Path) -> Path:
             image = panels[3].imshow(heads, origin="lower", aspect="auto", cmap=style.NATS, vmin=0)
             panels[3].set(xlabel="head", ylabel="block", xticks=range(heads.shape[1]), yticks=range(heads.shape[0]))
             figure.colorbar(image, ax=panels[3], label="nats / patch")
-        stem = run_dir / "figures" / "training"
+        stem = run_dir / FIGURES / "training"
         stem.parent.mkdir(exist_ok=True)
         style.save(figure, stem)
     return stem.with_suffix(".png")

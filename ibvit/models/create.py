@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,12 +13,10 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models import register_model
 from torch import Tensor
 
-from ibvit import ops
+from ibvit import ops, run_folder
 from ibvit.kinds import KindName
 from ibvit.models.vit import VisionTransformer
 
-MODEL_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 _POOLING: dict[str, Any] = {"class_token": False, "reg_tokens": 0, "global_pool": "avg", "fc_norm": False}
 
 
@@ -154,9 +151,9 @@ def save_model(model: VisionTransformer, directory: Path) -> None:
     """Write the weights to ``model.safetensors`` (the run's ``config.json`` beside it tells how to build the model)."""
     from safetensors.torch import save_file
 
-    partial = directory / (MODEL_FILE + ".partial")
+    partial = directory / (run_folder.MODEL + ".partial")
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
-    partial.rename(directory / MODEL_FILE)
+    partial.rename(directory / run_folder.MODEL)
 
 
 def load(directory: str | Path) -> VisionTransformer:
@@ -167,20 +164,15 @@ def load(directory: str | Path) -> VisionTransformer:
         ValueError: a file is damaged, or the weights do not fit the configuration.
     """
     directory = Path(directory)
-    for name in (CONFIG_FILE, MODEL_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"directory: expected a run folder with {name}, found none in {directory}")
-    try:
-        spec = json.loads((directory / CONFIG_FILE).read_text())["architecture"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"directory: {directory / CONFIG_FILE} is not the configuration of a run ({error})") from error
+    spec = run_folder.read_config(directory, "directory")["architecture"]
+    weights = directory / run_folder.MODEL
+    if not weights.is_file():
+        raise FileNotFoundError(f"directory: expected a run folder with {weights.name}, found none in {directory}")
     model = create_model(**spec)
     try:
-        model.load_state_dict(read_state_dict(directory / MODEL_FILE))
+        model.load_state_dict(read_state_dict(weights))
     except RuntimeError as error:
-        raise ValueError(
-            f"directory: {directory / MODEL_FILE} does not fit {directory / CONFIG_FILE}: {error}"
-        ) from error
+        raise ValueError(f"directory: {weights} does not fit {directory / run_folder.CONFIG}: {error}") from error
     return model.eval()
 
 

@@ -16,10 +16,11 @@ from ibvit.data.build import build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.errors import CheckpointError, Interrupted, NonFiniteLossError
 from ibvit.models import create_model, save_model
+from ibvit.run_folder import CHECKPOINTS, CONFIG
 from ibvit.training.checkpoint import latest_checkpoint, read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.metrics import MetricsWriter
-from ibvit.training.run import CHECKPOINTS, CONFIG_FILE, architecture, both_betas, check_same_run, write_config
+from ibvit.training.run import architecture, both_betas, check_same_run, write_config
 from ibvit.training.trainer import Trainer
 
 __all__ = ["CheckpointError", "Interrupted", "NonFiniteLossError", "train"]
@@ -91,7 +92,7 @@ def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
     run_dir = config.run_dir
     if config.resume not in ("auto", "none"):
         return read_checkpoint(Path(config.resume))
-    if not (run_dir / CONFIG_FILE).exists():
+    if not (run_dir / CONFIG).exists():
         return None
     if config.resume == "none":
         raise ValueError(f"out: {run_dir} holds a run already; resume it (--resume auto) or give another --out")

@@ -18,6 +18,7 @@ from ibvit.data.recipes import apply_recipe
 from ibvit.information.backends import why_missing
 from ibvit.models import load
 from ibvit.ops.api import why_not_native, why_not_triton
+from ibvit.run_folder import EVALUATION
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import evaluate
 from ibvit.training.run import stored_config, versions
@@ -59,7 +60,7 @@ def evaluate_run(
             built.close()
     text = json.dumps({"noise": noise, "seed": seed} | result.as_dict(), indent=2)
     if processes.is_main:
-        (run_dir / "evaluation.json").write_text(text + "\n")
+        (run_dir / EVALUATION).write_text(text + "\n")
     return text
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ibvit.errors import MissingExtraError
-
-METRICS_FILE = "metrics.jsonl"
+from ibvit.run_folder import METRICS, read_metrics
 
 
 class MetricsWriter:
@@ -18,13 +17,14 @@ class MetricsWriter:
 
     Args:
         run_dir: the run folder.
-        epoch: the epoch that training starts or goes on with; lines from it on belong to what is repeated, and go.
+        epoch: first epoch of this run or resume. Lines of this and later epochs are removed, because they will be
+            written again.
         track: "none", "tensorboard" or "wandb".
         config: the run's options, for the tracker.
     """
 
     def __init__(self, run_dir: Path, epoch: int, track: str, config: dict[str, Any]) -> None:
-        self._path = run_dir / METRICS_FILE
+        self._path = run_dir / METRICS
         kept = [line for line in read_metrics(run_dir) if line["epoch"] < epoch]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -40,20 +40,6 @@ class MetricsWriter:
 
     def close(self) -> None:
         self._close()
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; a last line that was cut off is left out."""
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
 
 
 def _tracker(

@@ -14,10 +14,9 @@ import torch
 
 from ibvit.config import TrainConfig, as_dict, conflicts
 from ibvit.data.recipes import Recipe
-from ibvit.models.create import CONFIG_FILE
 from ibvit.models.kl import Channels, convert_beta
+from ibvit.run_folder import CONFIG, read_config
 
-CHECKPOINTS = "checkpoints"
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "ibvit")
 
 
@@ -69,28 +68,9 @@ def write_config(run_dir: Path, config: TrainConfig, details: dict[str, Any]) ->
     """``config.json``: every option, what they resolve to, versions and the git revision."""
     run_dir.mkdir(parents=True, exist_ok=True)
     content = as_dict(config) | details | {"versions": versions(), "git": git_revision()}
-    partial = run_dir / (CONFIG_FILE + ".partial")
+    partial = run_dir / (CONFIG + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(run_dir / CONFIG_FILE)
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """``config.json`` of a run folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not the configuration of a run.
-    """
-    path = run_dir / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"run: expected a run folder with {CONFIG_FILE}, found none in {run_dir}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"run: {path} is not JSON ({error})") from error
-    if not isinstance(content, dict) or "architecture" not in content:
-        raise ValueError(f"run: {path} is not the configuration of a run")
-    return content
+    partial.replace(run_dir / CONFIG)
 
 
 def stored_config(run_dir: Path) -> TrainConfig:

@@ -23,13 +23,11 @@ from ibvit.config import TrainConfig
 from ibvit.data.recipes import apply_recipe
 from ibvit.errors import MissingExtraError
 from ibvit.kinds import KINDS
-from ibvit.models.create import MODEL_FILE
-from ibvit.training.metrics import read_metrics
-from ibvit.training.run import CONFIG_FILE, check_same_run
+from ibvit.run_folder import CONFIG, LOG, MODEL, read_metrics
+from ibvit.training.run import check_same_run
 
 log = logging.getLogger(__name__)
 
-LOG_FILE = "train.log"
 INTERRUPTED = (128 + signal.SIGINT, -signal.SIGINT)  # exit codes of a run that Ctrl-C has reached
 
 
@@ -50,9 +48,9 @@ class SweepRun:
         Raises:
             ValueError: the folder holds a run with other options.
         """
-        if (self.folder / CONFIG_FILE).is_file():
+        if (self.folder / CONFIG).is_file():
             check_same_run(self.folder, apply_recipe(replace(self.config, out=self.folder))[0])
-        return (self.folder / MODEL_FILE).is_file()
+        return (self.folder / MODEL).is_file()
 
     @property
     def command(self) -> list[str]:
@@ -98,7 +96,7 @@ def launch(
         print(f"submitted: {', '.join(submit(missing, folder, options))}")
     print(table(runs))
     if failed:
-        raise ValueError(f"{len(failed)} run(s) failed; see {', '.join(str(path / LOG_FILE) for path in failed)}")
+        raise ValueError(f"{len(failed)} run(s) failed; see {', '.join(str(path / LOG) for path in failed)}")
 
 
 def command_line(config: TrainConfig) -> list[str]:
@@ -185,9 +183,9 @@ def _train_one(number: int, run: SweepRun, total: int, environment: Mapping[str,
     if stopped.is_set():
         return INTERRUPTED[0]
     run.folder.mkdir(parents=True, exist_ok=True)
-    log.info("[%d/%d] %s: training, see %s", number, total, run.folder.name, run.folder / LOG_FILE)
+    log.info("[%d/%d] %s: training, see %s", number, total, run.folder.name, run.folder / LOG)
     start = time.monotonic()
-    with (run.folder / LOG_FILE).open("ab") as output:
+    with (run.folder / LOG).open("ab") as output:
         done = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode in INTERRUPTED:
         stopped.set()

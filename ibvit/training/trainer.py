@@ -17,13 +17,13 @@ from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.errors import Interrupted, NonFiniteLossError
 from ibvit.models import VisionTransformer
+from ibvit.run_folder import CHECKPOINTS
 from ibvit.training import schedules
 from ibvit.training.checkpoint import LAST, save_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import Evaluation, evaluate
 from ibvit.training.interrupt import SignalWatch
 from ibvit.training.metrics import MetricsWriter
-from ibvit.training.run import CHECKPOINTS
 from ibvit.training.step import TrainStep
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ def write_run(
     spread evenly, except that patch 5 looks at patch 10 alone.
     """
     folder.mkdir(parents=True)
-    config = {"attention": attention, "beta": beta, "seed": seed, "data": data}
+    config = {"architecture": {}, "attention": attention, "beta": beta, "seed": seed, "data": data}
     (folder / "config.json").write_text(json.dumps(config))
     active = (active or {}) if attention == "ib" else {}
     labels = np.arange(IMAGES) % CLASSES

@@ -42,7 +42,7 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
 
 
 def test_run_without_records_names_the_command(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"architecture": {}}')
     with pytest.raises(RecordsError, match=r"has no records: run `ibvit record --run"):
         Records.open(tmp_path)
 

@@ -54,7 +54,7 @@ def test_runs_of_different_data_sets(runs: list[Path], tmp_path: Path, monkeypat
 def test_a_run_without_records(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
-    (bare / "config.json").write_text("{}")
+    (bare / "config.json").write_text('{"architecture": {}}')
     line = said(monkeypatch, "report", "--runs", *runs, bare, "--out", tmp_path / "report.html")
     assert line == f"error: {bare} has no records: run `ibvit record --run {bare}`"
     assert not (tmp_path / "report.html").exists()

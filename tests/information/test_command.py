@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_run(tmp_path / "full", "full")
     write_run(tmp_path / "elsewhere", "ib", active={"1.0": 0.5}, data="other")
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_text('{"attention": "ib"}')
+    (tmp_path / "bare" / "config.json").write_text('{"architecture": {}, "attention": "ib"}')
     np.savez(tmp_path / "noise.npz", mu=np.zeros((384, 2)), logvar=np.zeros((384, 2)))
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
     monkeypatch.chdir(tmp_path)

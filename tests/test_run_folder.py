@@ -1,0 +1,52 @@
+"""The readers of a run folder: whole files, cut ones, and folders of the first edition."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ibvit import run_folder
+from ibvit.config import conflicts
+from ibvit.training.run import stored_config
+
+FIRST_EDITION = Path(__file__).parent / "run_of_the_first_edition"  # config.json and metrics.jsonl as 0.1.0 wrote them
+
+
+def test_a_cut_last_line_of_the_metrics_is_left_out(tmp_path: Path) -> None:
+    assert run_folder.read_metrics(tmp_path) == []
+    whole = (FIRST_EDITION / run_folder.METRICS).read_text()
+    for end in ('{"epoch": 5, "tr', "null\n"):
+        (tmp_path / run_folder.METRICS).write_text(whole + end)
+        assert run_folder.read_metrics(tmp_path) == [json.loads(line) for line in whole.splitlines()]
+
+
+def test_the_picture_of_a_run_whose_last_line_is_cut(tmp_path: Path) -> None:
+    from ibvit.figures.training import draw_training
+
+    whole = (FIRST_EDITION / run_folder.METRICS).read_text()
+    (tmp_path / run_folder.METRICS).write_text(whole + '{"epoch": 5, "tr')
+    assert draw_training(tmp_path).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"beta": 1}', '{"architecture": 3}', "[" * 100_000],
+    ids=["empty", "a list", "no architecture", "a number", "nested too deep"],
+)
+def test_what_is_no_configuration_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / run_folder.CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=r"^run: .*config\.json is not the configuration of a run"):
+        run_folder.read_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^directory: expected a run folder with config\.json, found none in"):
+        run_folder.read_config(tmp_path / "absent", "directory")
+
+
+def test_a_run_of_the_first_edition_is_the_same_run(tmp_path: Path) -> None:
+    shutil.copytree(FIRST_EDITION, tmp_path / "run")
+    config = stored_config(tmp_path / "run")
+    assert (config.data, config.beta, config.epochs) == ("digits", 1.0, 30)
+    assert conflicts(config, run_folder.read_config(tmp_path / "run")) == []
+    assert run_folder.read_metrics(tmp_path / "run")[-1]["val_top1"] > 90
