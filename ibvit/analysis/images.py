@@ -12,6 +12,7 @@ from ibvit.analysis.records import Records
 from ibvit.config import TrainConfig
 from ibvit.data.augment import MEAN, STD
 from ibvit.data.build import DataSet, build_data
+from ibvit.data.built_in import BUILT_IN
 from ibvit.data.types import Loader
 from ibvit.training.run import stored_config
 
@@ -22,7 +23,7 @@ def open_data(config: TrainConfig) -> DataSet:
     Raises:
         ValueError: the data set's folder is not where it was.
     """
-    if config.data not in ("digits", "repetition") and not Path(config.data).is_dir():
+    if config.data not in BUILT_IN and not Path(config.data).is_dir():
         raise ValueError(f"data: the run was trained on {config.data}, which is not there now")
     return build_data(config, rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ibvit.config import TrainConfig
-from ibvit.data import digits, repetition
 from ibvit.data.augment import Augmentation
 from ibvit.data.bad_files import BadFiles
+from ibvit.data.built_in import BUILT_IN
 from ibvit.data.memory import MemoryLoader
 from ibvit.data.schedule import Training, Validation
 from ibvit.data.types import Loader
@@ -58,30 +57,21 @@ def build_data(config: TrainConfig, *, rank: int, world_size: int, device: torch
 
 def _in_memory(config: TrainConfig, rank: int, world_size: int) -> DataSet:
     assert config.batch_size is not None
-    train: Callable[[int], tuple[Tensor, Tensor]]
-    if config.data == "digits":
-        fixed, val = digits.load()
-        train_size, classes = len(fixed[1]), digits.CLASSES
+    data = BUILT_IN[config.data]
+    val = data.validation_images()
 
-        def train(epoch: int) -> tuple[Tensor, Tensor]:
-            return fixed
-
-    else:
-        val = repetition.validation_images()
-        train_size, classes = repetition.TRAIN_SIZE, repetition.CLASSES
-
-        def train(epoch: int) -> tuple[Tensor, Tensor]:
-            return repetition.training_images(config.seed, epoch)
+    def train(epoch: int) -> tuple[Tensor, Tensor]:
+        return data.training_images(config.seed, epoch)
 
     side = val[0].shape[-1]
     if config.image_size != side:
         raise ValueError(f"image_size: expected {side}, the size of the {config.data} images, got {config.image_size}")
     augmentation = Augmentation(side, num_ops=0)
     return DataSet(
-        MemoryLoader(Training(augmentation, train_size, config.seed, config.batch_size, rank, world_size), train),
+        MemoryLoader(Training(augmentation, data.TRAIN_SIZE, config.seed, config.batch_size, rank, world_size), train),
         MemoryLoader(Validation(augmentation, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size), lambda epoch: val),
-        classes,
-        (train_size, len(val[1])),
+        data.CLASSES,
+        (data.TRAIN_SIZE, len(val[1])),
     )
 
 

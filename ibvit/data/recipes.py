@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ibvit.config import TrainConfig
+from ibvit.data.built_in import BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def apply_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
         >>> config.image_size, config.beta_warmup_epochs
         (8, 3.0)
     """
-    if config.data not in ("digits", "repetition") and not Path(config.data).is_dir():
-        raise ValueError(f"data: expected digits, repetition, or an existing folder, got {config.data!r}")
+    if config.data not in BUILT_IN and not Path(config.data).is_dir():
+        raise ValueError(f"data: expected {', '.join(BUILT_IN)}, or an existing folder, got {config.data!r}")
     name = config.recipe or (config.data if config.data in RECIPES else "imagenet100")
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CLASSES = ("distinct", "repeated")
+CLASSES: tuple[str, ...] = ("distinct", "repeated")
 GRID, PATCH = 6, 4  # patches and pixels of a side
 IMAGE_SIZE = GRID * PATCH
 TRAIN_SIZE, VAL_SIZE = 6400, 2000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from ibvit.config import TrainConfig
 from ibvit.data import digits, repetition
 from ibvit.data.build import build_data
-from ibvit.data.recipes import apply_recipe
+from ibvit.data.built_in import BUILT_IN
+from ibvit.data.recipes import RECIPES, apply_recipe
 
 CPU = torch.device("cpu")
 
@@ -105,3 +108,15 @@ def test_mistakes_are_named():
         load(0, 3, batch_size=64, accumulate=2)
     with pytest.raises(ValueError, match="image_size: expected 8, the size of the digits images, got 9"):
         load(image_size=9)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_data_set_has_a_recipe_and_is_named(name):
+    data = BUILT_IN[name]
+    train, val = data.training_images(0, 0), data.validation_images()
+    assert len(train[0]) == len(train[1]) == data.TRAIN_SIZE
+    for images, labels in (train, val):
+        assert images.shape[1:] == (3, RECIPES[name].image_size, RECIPES[name].image_size)
+        assert set(labels.tolist()) == set(range(len(data.CLASSES)))
+    source = (Path(__file__).parents[2] / "ibvit" / "config.py").read_text()  # the text of --help
+    assert f"{name}, " in source
