@@ -48,7 +48,11 @@ def train_main() -> None:
 
 def main() -> None:
     """Entry of ``ibvit``."""
-    _run(lambda: app.cli(prog="ibvit", description="Vision transformers with priced attention."))
+    _run(
+        lambda: app.cli(
+            prog="ibvit", description="Vision transformers with an information bottleneck on every attention head."
+        )
+    )
 
 
 def _train(config: TrainConfig) -> None:
@@ -82,8 +86,8 @@ def evaluate(
         repeats: noisy passes over the validation set.
         noise: sample draws z as in training; mean sends μ.
         seed: of the noise.
-        data: the data set where it is now (default: the run's).
-        loader: of its images (default: the run's).
+        data: the folder of the data set, if it has moved (default: as in the run).
+        loader: of its images (default: as in the run).
     """
     from ibvit.training.commands import evaluate_run
 
@@ -149,7 +153,7 @@ def nmi(
     seed: int = 0,
     impl: Literal["auto", "native", "triton", "torch"] = "auto",
 ) -> None:
-    """Compare what two heads say: normalised mutual information (paper, Eq. 6).
+    """Normalised mutual information of two heads (paper, Eq. 6).
 
     Args:
         a: RUN:block.head of a recorded run (runs/x:11.0), or a .npz or .safetensors file with mu and logvar, [M, d].
@@ -271,7 +275,7 @@ def _run(command: Callable[[], Any]) -> None:
     except (ValueError, TypeError, FileNotFoundError, UserError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
-        print(f"{stop}; run the same command to go on", file=sys.stderr)
+        print(f"{stop}; run the same command to resume", file=sys.stderr)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

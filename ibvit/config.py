@@ -114,7 +114,7 @@ class TrainConfig:
         return self.out or Path("runs") / f"{data}-{self.attention}-beta{self.beta:g}-seed{self.seed}"
 
 
-# What may differ when a run goes on: where and how it runs, not what it computes.
+# What may differ when a run is resumed: where and how it runs, not what it computes.
 _FREE = {
     "out", "device", "impl", "compile", "cuda_graph", "max_steps", "loader", "cache", "workers", "eval_every",
     "eval_repeats", "checkpoint_every", "resume", "track", "data", "accumulate",
@@ -122,7 +122,7 @@ _FREE = {
 
 
 def conflicts(config: TrainConfig, stored: dict[str, object]) -> list[str]:
-    """Options in which ``config`` differs from the stored ones of a run that it would go on with.
+    """Options in which ``config`` differs from the stored ones of a run that it would resume.
 
     Example:
         >>> conflicts(TrainConfig(beta=4), {"beta": 1.0, "lr": None})

@@ -52,7 +52,7 @@ class RecordOptions:
 
 
 def write_records(run_dir: str | Path, options: RecordOptions | None = None) -> Records:
-    """Record what a finished run does with every validation image; goes on where an interrupted call stopped.
+    """Record what a finished run does with every validation image; resumes where an interrupted call stopped.
 
     Pass k draws the noise of repeat k of `ibvit eval` with the same seed.
 

@@ -118,7 +118,7 @@ class Records:
         if meta.get("schema") != SCHEMA:
             raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
         if not meta["complete"]:
-            raise RecordsError(f"{run}/records is unfinished: {again} to go on where it stopped")
+            raise RecordsError(f"{run}/records is unfinished: {again} to resume where it stopped")
         weights = run / run_folder.MODEL
         if weights.is_file() and sha256(weights.read_bytes()) != meta["weights_sha256"]:
             raise RecordsError(f"{run}/records belongs to other weights than model.safetensors: {again}")
@@ -287,7 +287,7 @@ def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
 class RecordsWriter:
     """Writes a run's records piece by piece; what `commit` has named as done survives an interruption.
 
-    `meta` is what must be equal for an interrupted recording to go on: weights, options, model. It starts over where
+    `meta` is what must be equal for an interrupted recording to resume: weights, options, model. It starts over where
     that differs, or where a file is gone.
     """
 

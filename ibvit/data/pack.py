@@ -168,7 +168,7 @@ def disk_pack(folder: ImageFolder) -> Path:
 
 
 def pack_tree(root: Path, workers: int | None = None) -> tuple[Pack, Pack]:
-    """Decode DIR/train and DIR/val into DIR/train.pack and DIR/val.pack; interrupted, it goes on where it stopped.
+    """Decode DIR/train and DIR/val into DIR/train.pack and DIR/val.pack; an interrupted call resumes where it stopped.
 
     Raises:
         ValueError: the tree is not one of images, or the disk has no room.

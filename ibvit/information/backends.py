@@ -24,7 +24,7 @@ from ibvit.information.channel import Channel
 Impl = Literal["auto", "native", "triton", "torch"]
 WORKSPACE_BYTES = 1 << 28  # of one call on a CPU, beside a backend's layout of the channels and the results
 GPU_WORKSPACE_BYTES = 1 << 32  # the same on a CUDA device
-PAIRS_PER_CALL = 1 << 30  # densities between two looks at the keyboard and the progress bar, on a CPU
+PAIRS_PER_CALL = 1 << 30  # per call on a CPU, so that Ctrl-C and the progress bar respond within about a second
 
 
 class Mixture(Protocol):

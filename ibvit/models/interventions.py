@@ -34,7 +34,7 @@ def unwrap(model: nn.Module) -> VisionTransformer:
 
 @functools.cache
 def _say_once() -> None:
-    log.info("probe: in the blocks that are watched or changed, the reference runs step by step")
+    log.info("hooks and interventions: the affected blocks run the reference implementation")
 
 
 @contextmanager

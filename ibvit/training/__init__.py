@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Path:
-    """Train, or go on with a run that was interrupted, and give back its run folder.
+    """Train, or resume a run that was interrupted, and return its run folder.
 
     The folder holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, at the end, ``model.safetensors``, which
     :func:`ibvit.load` reads. Under torchrun every process calls this; together they train one model.
 
     Raises:
         ValueError: an option, the data or the run folder is not what it should be.
-        CheckpointError: the checkpoint to go on from cannot be read, or a new one cannot be written.
+        CheckpointError: the checkpoint to resume from cannot be read, or a new one cannot be written.
         Interrupted: a signal came; the run is saved and can go on.
         NonFiniteLossError: the loss became infinite or NaN.
 
@@ -100,12 +100,12 @@ def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
     found = latest_checkpoint(run_dir / CHECKPOINTS)
     if found is None:
         return None
-    log.info("going on from %s", found[0])
+    log.info("resuming from %s", found[0])
     return found[1]
 
 
 def make_deterministic(seed: int) -> None:
-    """Same numbers each time: operators that are not deterministic are left alone or raise; random state from the seed.
+    """Make runs reproducible: nondeterministic operators are avoided where possible and raise otherwise.
 
     A warning is not enough: attention's backward pass keeps its atomics then. The environment variable
     CUBLAS_WORKSPACE_CONFIG, which cuBLAS needs for the same, is set when ibvit is imported: torch reads it only once.
@@ -137,7 +137,7 @@ def _announce(trainer: Trainer, details: dict[str, Any]) -> None:
             config.beta, config.kl_reduction, details["beta_mean"], details["beta_sum"],
         )  # fmt: skip
     log.info(
-        "%s: %d training and %d validation images of %d classes; %d steps an epoch; %s, %d process(es)",
+        "%s: %d training and %d validation images of %d classes; %d steps per epoch; %s, %d process(es)",
         config.data, *trainer.data.sizes, len(trainer.data.classes), trainer.steps_per_epoch, trainer.device,
         trainer.processes.world_size,
     )  # fmt: skip

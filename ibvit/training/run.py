@@ -82,7 +82,7 @@ def stored_config(run_dir: Path) -> TrainConfig:
 
 
 def check_same_run(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse to go on with a run of other options.
+    """Refuse to resume a run of other options.
 
     Raises:
         ValueError: names each option that differs.

@@ -1,7 +1,7 @@
 """One optimiser step, as it runs on the device: plain, compiled, or replayed as a CUDA graph.
 
-The host never waits for the device in here: learning rate, β, noise key, and the sums that training reports all live
-on the device, and are read by who needs them, when he needs them.
+The host never waits for the device in here. Learning rate, β, noise key, and the sums that training reports live on the
+device; callers read them when they need them.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def plan(
 def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
     """Train the runs that are not finished, `jobs` at a time, each in its own process with its own train.log.
 
-    Ctrl-C lets each process save its checkpoint; the same call goes on there.
+    Ctrl-C lets each process save its checkpoint; the same call resumes there.
 
     Returns:
         Folders of runs that failed.

@@ -140,7 +140,7 @@ def test_the_switch_of_path_is_said(images, caplog):
     interventions._say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="ibvit"):
         ibvit.run_with_cache(make(), images, ["blocks.1.attn.hook_mu"])
-    assert "the reference runs step by step" in caplog.text
+    assert "the affected blocks run the reference implementation" in caplog.text
 
 
 def test_works_through_a_compiled_wrapper(images):

@@ -114,7 +114,7 @@ def test_torchruns_elastic_restart_resumes_by_itself(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "mark").exists()
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"] == 5
 
 
