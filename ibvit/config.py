@@ -1,6 +1,7 @@
 """What a training run is: every option, validated, frozen. Imports nothing of ibvit.
 
-Options that default to None come from the data set's recipe (:mod:`ibvit.data.recipes`).
+:class:`TrainConfig` is what the user types; options that are None are left to the recipe of the data set
+(:mod:`ibvit.data.recipes`). :class:`RunConfig` is what runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 LoaderName = Literal["auto", "dali", "torchvision"]
+CacheName = Literal["auto", "gpu", "ram", "off"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class TrainConfig:
 
     loader: LoaderName = "auto"
     """Loader of image folders; auto: DALI where it can be imported."""
-    cache: Literal["auto", "gpu", "ram", "off"] = "auto"
+    cache: CacheName = "auto"
     """Where decoded images of a folder are kept between epochs; auto: on the GPU if they fit, else in memory."""
     workers: int | None = None
     """Loader processes or threads per rank (default: the number of cores, shared by the ranks)."""
@@ -112,6 +114,33 @@ class TrainConfig:
         """The run folder: ``out``, or a name made of what identifies the run."""
         data = Path(self.data).resolve().name if Path(self.data).is_dir() else self.data
         return self.out or Path("runs") / f"{data}-{self.attention}-beta{self.beta:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainConfig):
+    """What runs: the options of :class:`TrainConfig` with all that the recipe decides filled in.
+
+    Made by :func:`ibvit.data.recipes.apply_recipe`. Here options are also checked against each other.
+    """
+
+    recipe: str
+    out: Path
+    model: str
+    image_size: int
+    epochs: int
+    batch_size: int
+    lr: float
+    warmup_epochs: float
+    beta_warmup_epochs: float
+    eval_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup_epochs", "beta_warmup_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise ValueError(f"{name}: expected at most epochs = {self.epochs}, got {getattr(self, name):g}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: expected at most lr = {self.lr:g}, got {self.min_lr:g}")
 
 
 # What may differ when a run is resumed: where and how it runs, not what it computes.

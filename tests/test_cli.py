@@ -58,6 +58,9 @@ def test_train_eval_and_load(tmp_path):
         (["--beta", "x"], r"(?=.*--beta)(?=.*'x')"),
         (["--betta", "1"], r"--betta"),
         (["--beta", "-1"], "beta: expected a finite number of at least 0, got -1.0"),
+        (["--epochs", "2", "--beta-warmup-epochs", "50"], "beta_warmup_epochs: expected at most epochs = 2, got 50"),
+        (["--epochs", "2", "--warmup-epochs", "3"], "warmup_epochs: expected at most epochs = 2, got 3"),
+        (["--lr", "1e-8"], "min_lr: expected at most lr = 1e-08, got 1e-06"),
         (["--data", "nowhere"], "error: data: expected digits, repetition, or an existing folder, got 'nowhere'"),
         (["--image-size", "9"], "error: image_size: expected 8"),
         (["--device", "warp"], "error: device: expected auto, cpu, cuda"),
@@ -65,7 +68,21 @@ def test_train_eval_and_load(tmp_path):
         (["--model", "vit_minuscule"], "error: name: expected the name of a timm model"),
         (["--impl", "triton", "--max-steps", "1"], "impl='triton' is not available"),
     ],
-    ids=["choice", "number", "option", "range", "data", "image size", "device", "file", "model", "impl"],
+    ids=[
+        "choice",
+        "number",
+        "option",
+        "range",
+        "ramp",
+        "warm-up",
+        "floor",
+        "data",
+        "image size",
+        "device",
+        "file",
+        "model",
+        "impl",
+    ],
 )
 def test_mistakes_end_in_one_line(args, message, tmp_path, monkeypatch, capsys):
     out = [] if "--out" in args else ["--out", str(tmp_path / "run")]

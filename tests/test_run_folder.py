@@ -44,6 +44,14 @@ def test_what_is_no_configuration_is_named(content: str, tmp_path: Path) -> None
         run_folder.read_config(tmp_path / "absent", "directory")
 
 
+def test_a_configuration_that_lacks_an_option_is_named(tmp_path: Path) -> None:
+    content = run_folder.read_config(FIRST_EDITION)
+    del content["epochs"], content["lr"]
+    (tmp_path / run_folder.CONFIG).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"^run: .*config\.json lacks epochs, lr$"):
+        stored_config(tmp_path)
+
+
 def test_a_run_of_the_first_edition_is_the_same_run(tmp_path: Path) -> None:
     shutil.copytree(FIRST_EDITION, tmp_path / "run")
     config = stored_config(tmp_path / "run")

@@ -1,6 +1,5 @@
 """Validation images by their row in the records, read again from the data set."""
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,35 +8,31 @@ import torch
 from torch import Tensor
 
 from ibvit.analysis.records import Records
-from ibvit.config import TrainConfig
 from ibvit.data.augment import MEAN, STD
-from ibvit.data.build import DataSet, build_data
+from ibvit.data.build import DataSet, DataSpec, build_data
 from ibvit.data.built_in import BUILT_IN
 from ibvit.data.types import Loader
-from ibvit.training.run import stored_config
 
 
-def open_data(config: TrainConfig) -> DataSet:
-    """The data set of a resolved configuration, for this process alone.
+def open_data(spec: DataSpec) -> DataSet:
+    """The data set, for this process alone.
 
     Raises:
         ValueError: the data set's folder is not where it was.
     """
-    if config.data not in BUILT_IN and not Path(config.data).is_dir():
-        raise ValueError(f"data: the run was trained on {config.data}, which is not there now")
-    return build_data(config, rank=0, world_size=1, device=torch.device("cpu"))
+    if spec.data not in BUILT_IN and not Path(spec.data).is_dir():
+        raise ValueError(f"data: the run was trained on {spec.data}, which is not there now")
+    return build_data(spec, rank=0, world_size=1, device=torch.device("cpu"))
 
 
 @lru_cache(maxsize=2)
-def _validation(config: TrainConfig) -> Loader:
-    return open_data(config).val
+def _validation(spec: DataSpec) -> Loader:
+    return open_data(spec).val
 
 
 def validation_loader(records: Records) -> Loader:
     """Validation images in order; runs of one data set share the loader."""
-    config = stored_config(records.run)
-    common = replace(config, seed=0, beta=1.0, attention="ib", out=None, pretrained=None)  # no image depends on these
-    return _validation(replace(common, loader="torchvision", cache="off", workers=0))  # enough for a few images
+    return _validation(DataSpec(records.config["data"], records.config["image_size"]))
 
 
 def normalised_images(records: Records, rows: np.ndarray) -> Tensor:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ibvit import ops
 from ibvit.analysis.images import open_data
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter, as_tensor, sha256
-from ibvit.data.build import DataSet
+from ibvit.data.build import DataSet, DataSpec
 from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
@@ -63,7 +63,7 @@ def write_records(run_dir: str | Path, options: RecordOptions | None = None) -> 
     for name in (CONFIG, MODEL):
         if not (run / name).is_file():
             raise RecordsError(f"{run} is not a finished run: it has no {name}")
-    data = open_data(stored_config(run))
+    data = open_data(DataSpec.of(stored_config(run)))
     try:
         _Recorder(run, data, options or RecordOptions()).record()
     finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from ibvit.config import TrainConfig
+from ibvit.config import CacheName, LoaderName, RunConfig
 from ibvit.data.augment import Augmentation
 from ibvit.data.bad_files import BadFiles
 from ibvit.data.built_in import BUILT_IN
@@ -37,63 +38,89 @@ class DataSet:
         self.val.close()
 
 
-def build_data(config: TrainConfig, *, rank: int, world_size: int, device: torch.device) -> DataSet:
-    """Loaders for a resolved configuration (see :func:`ibvit.data.recipes.apply_recipe`).
+@dataclass(frozen=True)
+class DataSpec:
+    """What the loaders of a data set depend on.
+
+    Attributes:
+        data: a built-in data set, or a folder.
+        image_size: pixels per side.
+        batch_size: images per optimiser step, over all processes; a multiple of processes × accumulate.
+        seed: of order and augmentation.
+        loader, cache, workers: as in :class:`ibvit.config.TrainConfig`.
+        bad_images: file in which the ranks of a run note broken files; None: the log alone.
+    """
+
+    data: str
+    image_size: int
+    batch_size: int = 1
+    accumulate: int = 1
+    seed: int = 0
+    loader: LoaderName = "torchvision"
+    cache: CacheName = "off"
+    workers: int | None = 0
+    bad_images: Path | None = None
+
+    @classmethod
+    def of(cls, run: RunConfig) -> Self:
+        return cls(
+            run.data, run.image_size, run.batch_size, run.accumulate, run.seed, run.loader, run.cache, run.workers,
+            run.out / BAD_IMAGES,
+        )  # fmt: skip
+
+
+def build_data(spec: DataSpec, *, rank: int, world_size: int, device: torch.device) -> DataSet:
+    """One rank's loaders.
 
     Raises:
         ValueError: the batch cannot be shared by the ranks, the image size does not fit, or a folder is not usable.
     """
-    assert config.batch_size is not None
-    assert config.image_size is not None
-    if config.batch_size % (world_size * config.accumulate):
+    if spec.batch_size % (world_size * spec.accumulate):
         raise ValueError(
-            f"batch_size: expected a multiple of processes × accumulate = {world_size} × {config.accumulate}, "
-            f"got {config.batch_size}"
+            f"batch_size: expected a multiple of processes × accumulate = {world_size} × {spec.accumulate}, "
+            f"got {spec.batch_size}"
         )
-    if Path(config.data).is_dir():
-        return _folder(config, rank, world_size, device)
-    return _in_memory(config, rank, world_size)
+    if Path(spec.data).is_dir():
+        return _folder(spec, rank, world_size, device)
+    return _in_memory(spec, rank, world_size)
 
 
-def _in_memory(config: TrainConfig, rank: int, world_size: int) -> DataSet:
-    assert config.batch_size is not None
-    data = BUILT_IN[config.data]
+def _in_memory(spec: DataSpec, rank: int, world_size: int) -> DataSet:
+    data = BUILT_IN[spec.data]
     val = data.validation_images()
 
     def train(epoch: int) -> tuple[Tensor, Tensor]:
-        return data.training_images(config.seed, epoch)
+        return data.training_images(spec.seed, epoch)
 
     side = val[0].shape[-1]
-    if config.image_size != side:
-        raise ValueError(f"image_size: expected {side}, the size of the {config.data} images, got {config.image_size}")
+    if spec.image_size != side:
+        raise ValueError(f"image_size: expected {side}, the size of the {spec.data} images, got {spec.image_size}")
     augmentation = Augmentation(side, num_ops=0)
     return DataSet(
-        MemoryLoader(Training(augmentation, data.TRAIN_SIZE, config.seed, config.batch_size, rank, world_size), train),
+        MemoryLoader(Training(augmentation, data.TRAIN_SIZE, spec.seed, spec.batch_size, rank, world_size), train),
         MemoryLoader(Validation(augmentation, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size), lambda epoch: val),
         data.CLASSES,
         (data.TRAIN_SIZE, len(val[1])),
     )
 
 
-def _folder(config: TrainConfig, rank: int, world_size: int, device: torch.device) -> DataSet:
+def _folder(spec: DataSpec, rank: int, world_size: int, device: torch.device) -> DataSet:
     from ibvit.data.folder import folder_loaders
 
-    assert config.batch_size is not None
-    assert config.image_size is not None
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = config.workers if config.workers is not None else max(1, len(os.sched_getaffinity(0)) // local_ranks)
-    made = folder_loaders(
-        Path(config.data),
-        image_size=config.image_size,
-        global_batch=config.batch_size,
+    workers = spec.workers if spec.workers is not None else max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    loaders = folder_loaders(
+        Path(spec.data),
+        image_size=spec.image_size,
+        global_batch=spec.batch_size,
         eval_batch=_FOLDER_EVAL_BATCH,
-        seed=config.seed,
+        seed=spec.seed,
         rank=rank,
         world_size=world_size,
         workers=workers,
-        loader=config.loader,
-        cache=config.cache,
+        loader=spec.loader,
+        cache=spec.cache,
         device=device,
-        record=config.run_dir / BAD_IMAGES,
+        record=spec.bad_images,
     )
-    return DataSet(made.train, made.val, made.classes, made.sizes, made.bad)
+    return DataSet(loaders.train, loaders.val, loaders.classes, loaders.sizes, loaders.bad)

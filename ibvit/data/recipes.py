@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ibvit.config import TrainConfig
+from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.built_in import BUILT_IN
 
 
@@ -67,11 +67,12 @@ RECIPES = {
 }
 
 
-def apply_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
-    """The configuration with every open option filled in, and the recipe that it came from.
+def apply_recipe(config: TrainConfig) -> tuple[RunConfig, Recipe]:
+    """What runs: the options with those that are open filled in, and the recipe that they came from.
 
     Raises:
-        ValueError: ``--data`` is neither a built-in data set nor a folder, or the recipe is unknown.
+        ValueError: ``--data`` is neither a built-in data set nor a folder, the recipe is unknown, or options
+            contradict each other.
 
     Example:
         >>> config, recipe = apply_recipe(TrainConfig(data="digits"))
@@ -87,6 +88,7 @@ def apply_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
     epochs = config.epochs or recipe.epochs
     defaults: dict[str, Any] = {
         "recipe": name,
+        "out": config.run_dir,
         "model": recipe.model,
         "image_size": recipe.image_size,
         "epochs": epochs,
@@ -96,4 +98,5 @@ def apply_recipe(config: TrainConfig) -> tuple[TrainConfig, Recipe]:
         "beta_warmup_epochs": epochs / 10,
         "eval_every": recipe.eval_every,
     }
-    return replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None}), recipe
+    typed = {field.name: getattr(config, field.name) for field in fields(config)}
+    return RunConfig(**typed | {key: value for key, value in defaults.items() if typed[key] is None}), recipe

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ibvit.config import TrainConfig
-from ibvit.data.build import build_data
+from ibvit.config import RunConfig, TrainConfig
+from ibvit.data.build import DataSpec, build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.errors import CheckpointError, Interrupted, NonFiniteLossError
 from ibvit.models import create_model, save_model
@@ -47,33 +46,34 @@ def train(config: TrainConfig) -> Path:
         >>> sorted(path.name for path in run_dir.iterdir())
         ['checkpoints', 'config.json', 'metrics.jsonl', 'model.safetensors']
     """
-    config, recipe = apply_recipe(config)
-    run_dir = config.run_dir
-    config = replace(config, out=run_dir)
-    state = _state_to_resume(config)
-    with Processes.from_environment(config.device) as processes:
-        make_deterministic(config.seed)
+    run, recipe = apply_recipe(config)
+    run_dir = run.out
+    state = _state_to_resume(run)
+    with Processes.from_environment(run.device) as processes:
+        make_deterministic(run.seed)
         if processes.device.type == "cpu":
             keep_freed_memory()
-        data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
-        arguments = architecture(config, recipe, len(data.classes))
-        pretrained = config.pretrained if config.pretrained and state is None else False
-        model = create_model(**arguments, impl=config.impl, pretrained=pretrained).to(processes.device)
+        data = build_data(
+            DataSpec.of(run), rank=processes.rank, world_size=processes.world_size, device=processes.device
+        )
+        arguments = architecture(run, recipe, len(data.classes))
+        pretrained = run.pretrained if run.pretrained and state is None else False
+        model = create_model(**arguments, impl=run.impl, pretrained=pretrained).to(processes.device)
         details: dict[str, Any] = {
             "architecture": arguments,
             "channels": model.channels._asdict(),
             "classes": data.classes,
             "images": dict(zip(("train", "val"), data.sizes, strict=True)),
             "world_size": processes.world_size,
-            **both_betas(config, model.channels),
+            **both_betas(run, model.channels),
         }
-        trainer = Trainer(model, data, config, processes)
+        trainer = Trainer(model, data, run, processes)
         if state is not None:
             trainer.load_state_dict(state)
         writer = None
         if processes.is_main:
-            write_config(run_dir, config, details)
-            writer = MetricsWriter(run_dir, trainer.progress.epoch, config.track, details)
+            write_config(run_dir, run, details)
+            writer = MetricsWriter(run_dir, trainer.progress.epoch, run.track, details)
             _announce(trainer, details)
         try:
             trainer.run(writer)
@@ -87,9 +87,9 @@ def train(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _state_to_resume(config: TrainConfig) -> dict[str, Any] | None:
+def _state_to_resume(config: RunConfig) -> dict[str, Any] | None:
     """The checkpoint that ``--resume`` asks for, if there is one."""
-    run_dir = config.run_dir
+    run_dir = config.out
     if config.resume not in ("auto", "none"):
         return read_checkpoint(Path(config.resume))
     if not (run_dir / CONFIG).exists():
@@ -141,3 +141,8 @@ def _announce(trainer: Trainer, details: dict[str, Any]) -> None:
         config.data, *trainer.data.sizes, len(trainer.data.classes), trainer.steps_per_epoch, trainer.device,
         trainer.processes.world_size,
     )  # fmt: skip
+    unused = trainer.data.sizes[0] - trainer.steps_per_epoch * config.batch_size
+    if unused:
+        log.info(
+            "each epoch leaves out %d training images, which would not fill a batch of %d", unused, config.batch_size
+        )

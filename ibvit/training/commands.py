@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from ibvit.config import LoaderName
-from ibvit.data.build import build_data
+from ibvit.data.build import DataSpec, build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.information.backends import why_missing
 from ibvit.models import load
@@ -48,7 +48,9 @@ def evaluate_run(
     config, _ = apply_recipe(replace(stored, data=data or stored.data, loader=loader or stored.loader))
     with Processes.from_environment(config.device) as processes:
         model = load(run_dir).to(processes.device)
-        built = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
+        built = build_data(
+            DataSpec.of(config), rank=processes.rank, world_size=processes.world_size, device=processes.device
+        )
         amp = amp_dtype(config.amp, processes.device)
         try:
             if len(built.classes) != model.num_classes:

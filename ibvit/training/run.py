@@ -6,16 +6,16 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ibvit.config import TrainConfig, as_dict, conflicts
+from ibvit import run_folder
+from ibvit.config import RunConfig, as_dict, conflicts
 from ibvit.data.recipes import Recipe
 from ibvit.models.kl import Channels, convert_beta
-from ibvit.run_folder import CONFIG, read_config
 
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "ibvit")
 
@@ -44,7 +44,7 @@ def git_revision() -> str:
     return revision.stdout.strip()
 
 
-def architecture(config: TrainConfig, recipe: Recipe, num_classes: int) -> dict[str, Any]:
+def architecture(config: RunConfig, recipe: Recipe, num_classes: int) -> dict[str, Any]:
     """Arguments of :func:`ibvit.create_model` for a resolved configuration."""
     arguments = {
         "name": config.model,
@@ -57,36 +57,43 @@ def architecture(config: TrainConfig, recipe: Recipe, num_classes: int) -> dict[
     return arguments | (recipe.model_args if config.model == recipe.model else {})
 
 
-def both_betas(config: TrainConfig, channels: Channels) -> dict[str, float]:
+def both_betas(config: RunConfig, channels: Channels) -> dict[str, float]:
     """β under both reductions of the KL."""
     return {
         f"beta_{target}": convert_beta(config.beta, channels, config.kl_reduction, target) for target in ("mean", "sum")
     }
 
 
-def write_config(run_dir: Path, config: TrainConfig, details: dict[str, Any]) -> None:
+def write_config(run_dir: Path, config: RunConfig, details: dict[str, Any]) -> None:
     """``config.json``: every option, what they resolve to, versions and the git revision."""
     run_dir.mkdir(parents=True, exist_ok=True)
     content = as_dict(config) | details | {"versions": versions(), "git": git_revision()}
-    partial = run_dir / (CONFIG + ".partial")
+    partial = run_dir / (run_folder.CONFIG + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(run_dir / CONFIG)
+    partial.replace(run_dir / run_folder.CONFIG)
 
 
-def stored_config(run_dir: Path) -> TrainConfig:
-    """The options of a finished or interrupted run, with ``out`` pointing at the folder as it is now."""
-    content = read_config(run_dir)
-    known = {name: content[name] for name in TrainConfig.__dataclass_fields__ if name in content}
-    known["pretrained"] = Path(known["pretrained"]) if known.get("pretrained") else None
-    return replace(TrainConfig(**known), out=run_dir)
+def stored_config(run_dir: Path) -> RunConfig:
+    """What a finished or interrupted run is, with ``out`` pointing at the folder as it is now.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no configuration of a run, or one that lacks an option.
+    """
+    content = run_folder.read_config(run_dir)
+    stored = {field.name: content[field.name] for field in fields(RunConfig) if field.name in content}
+    stored |= {"out": run_dir, "pretrained": Path(stored["pretrained"]) if stored.get("pretrained") else None}
+    missing = [field.name for field in fields(RunConfig) if field.kw_only and field.name not in stored]
+    if missing:
+        raise ValueError(f"run: {run_dir / run_folder.CONFIG} lacks {', '.join(missing)}")
+    return RunConfig(**stored)
 
 
-def check_same_run(run_dir: Path, config: TrainConfig) -> None:
+def check_same_run(run_dir: Path, config: RunConfig) -> None:
     """Refuse to resume a run of other options.
 
     Raises:
         ValueError: names each option that differs.
     """
-    differing = conflicts(config, read_config(run_dir))
+    differing = conflicts(config, run_folder.read_config(run_dir))
     if differing:
         raise ValueError(f"out: {run_dir} holds a run with other options ({'; '.join(differing)}); give another --out")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ibvit import ops
-from ibvit.config import TrainConfig
+from ibvit.config import RunConfig
 from ibvit.data.types import Batch
 from ibvit.models import VisionTransformer
 from ibvit.training.distributed import Processes
@@ -34,9 +34,7 @@ class TrainStep:
         amp: the autocast dtype, None for float32 throughout.
     """
 
-    def __init__(self, model: VisionTransformer, config: TrainConfig, processes: Processes) -> None:
-        assert config.batch_size is not None
-        assert config.lr is not None
+    def __init__(self, model: VisionTransformer, config: RunConfig, processes: Processes) -> None:
         self.device = processes.device
         if config.cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph: expected a CUDA device, got {self.device}")
@@ -161,7 +159,7 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-def _wrap(objective: Objective, config: TrainConfig, processes: Processes) -> nn.Module:
+def _wrap(objective: Objective, config: RunConfig, processes: Processes) -> nn.Module:
     net: nn.Module = objective
     if processes.world_size > 1:
         # The one buffer, the model's own noise key, is not used in training: nothing to broadcast.

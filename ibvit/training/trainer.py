@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ibvit.config import TrainConfig
+from ibvit.config import RunConfig
 from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.errors import Interrupted, NonFiniteLossError
@@ -47,13 +47,9 @@ class Trainer:
 
     Args:
         model: on its device.
-        config: resolved.
     """
 
-    def __init__(self, model: VisionTransformer, data: DataSet, config: TrainConfig, processes: Processes) -> None:
-        assert config.epochs is not None
-        assert config.batch_size is not None
-        assert config.lr is not None
+    def __init__(self, model: VisionTransformer, data: DataSet, config: RunConfig, processes: Processes) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = processes.device
         self.epochs, self.peak_lr = config.epochs, config.lr
@@ -65,7 +61,6 @@ class Trainer:
     # One step.
 
     def lr_at(self, step: int) -> float:
-        assert self.config.warmup_epochs is not None
         return schedules.learning_rate(
             step,
             total_steps=self.total_steps,
@@ -75,7 +70,6 @@ class Trainer:
         )
 
     def beta_at(self, step: int) -> float:
-        assert self.config.beta_warmup_epochs is not None
         ramp = round(self.config.beta_warmup_epochs * self.steps_per_epoch)
         return schedules.beta(step, warmup_steps=ramp, target=self.config.beta)
 
@@ -142,7 +136,7 @@ class Trainer:
             "beta": self.beta_at(self.progress.step - 1),
             "train_ce": ce / count,
             "train_kl": kl / count,
-            "images_per_second": steps * (self.config.batch_size or 0) / seconds,
+            "images_per_second": steps * self.config.batch_size / seconds,
             "data_wait": waited / seconds,
             "skipped_steps": self.step.skipped,
         }
@@ -163,7 +157,6 @@ class Trainer:
         self.save()
 
     def _is_due(self, epoch: int, finished: bool) -> bool:
-        assert self.config.eval_every is not None
         return not finished or (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.epochs
 
     def evaluate(self, repeats: int) -> Evaluation:
@@ -226,8 +219,8 @@ class Trainer:
     def save(self) -> None:
         """Checkpoint now, if all weights are finite; only rank 0 writes."""
         self._check_loss()
-        norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
-        if not bool(torch.isfinite(norms).all()):
+        norm = torch.nn.utils.get_total_norm(self.model.parameters())  # not finite if one of the weights is not
+        if not bool(torch.isfinite(norm)):
             raise self._non_finite(f"weights: not finite after step {self.progress.step - 1}")
         state = self.state_dict()
         if self.processes.is_main:

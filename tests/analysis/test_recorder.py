@@ -11,6 +11,7 @@ from ibvit.analysis import recorder
 from ibvit.analysis.images import open_data
 from ibvit.analysis.recorder import RecordOptions, write_records
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter
+from ibvit.data.build import DataSpec
 from ibvit.models import load
 from ibvit.training import evaluation
 from ibvit.training.distributed import Processes
@@ -19,7 +20,7 @@ from ibvit.training.run import stored_config
 
 def test_records_agree_with_the_model(digits_run: Path) -> None:
     records = write_records(digits_run, RecordOptions(attention=True, passes=2))
-    model, data = load(digits_run), open_data(stored_config(digits_run))
+    model, data = load(digits_run), open_data(DataSpec.of(stored_config(digits_run)))
     batch = next(iter(data.val.epoch(0)))
     with torch.no_grad():
         logits, kl = model(batch.images, return_kl=True, key=ops.evaluation_key(0))
@@ -45,7 +46,12 @@ def test_pass_k_is_repeat_k_of_evaluation(digits_run: Path) -> None:
     records = write_records(digits_run, RecordOptions(attention=True, passes=2))
     accuracy = 100 * (records.logits.argmax(axis=2) == records.labels).mean()
     with Processes.from_environment("cpu") as processes:
-        measured = evaluation.evaluate(load(digits_run), open_data(stored_config(digits_run)).val, processes, repeats=2)
+        measured = evaluation.evaluate(
+            load(digits_run),
+            open_data(DataSpec.of(stored_config(digits_run))).val,
+            processes,
+            repeats=2,
+        )
     assert accuracy == pytest.approx(measured.top1)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ibvit.config import TrainConfig
 from ibvit.data import digits, repetition
-from ibvit.data.build import build_data
+from ibvit.data.build import DataSpec, build_data
 from ibvit.data.built_in import BUILT_IN
 from ibvit.data.recipes import RECIPES, apply_recipe
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def load(rank=0, world_size=1, **options):
     config, _ = apply_recipe(TrainConfig(**options))
-    return build_data(config, rank=rank, world_size=world_size, device=CPU)
+    return build_data(DataSpec.of(config), rank=rank, world_size=world_size, device=CPU)
 
 
 def test_digits_split_is_fixed_and_disjoint():

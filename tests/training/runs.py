@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ibvit.config import TrainConfig
-from ibvit.data.build import build_data
+from ibvit.data.build import DataSpec, build_data
 from ibvit.data.recipes import apply_recipe
 from ibvit.models import create_model
 from ibvit.training import make_deterministic, train
@@ -24,11 +24,11 @@ SMALL = TrainConfig(
 
 
 def make_trainer(config: TrainConfig, processes: Processes) -> Trainer:
-    config, recipe = apply_recipe(config)
-    make_deterministic(config.seed)
-    data = build_data(config, rank=processes.rank, world_size=processes.world_size, device=processes.device)
-    model = create_model(**architecture(config, recipe, len(data.classes)), impl=config.impl)
-    return Trainer(model.to(processes.device), data, config, processes)
+    run, recipe = apply_recipe(config)
+    make_deterministic(run.seed)
+    data = build_data(DataSpec.of(run), rank=processes.rank, world_size=processes.world_size, device=processes.device)
+    model = create_model(**architecture(run, recipe, len(data.classes)), impl=run.impl)
+    return Trainer(model.to(processes.device), data, run, processes)
 
 
 def curve(config: TrainConfig, steps: int) -> list[tuple[float, float]]:
