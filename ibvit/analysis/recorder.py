@@ -156,7 +156,7 @@ class _Recorder:
             kind: self.writer.add(kind, (len(names), self.images, patches, last), self.options.dtype)
             for kind, last in shapes.items()
         }
-        log.info("%s: with latents of heads %s: %s in all", self.run, ", ".join(names), _size(self.writer))
+        log.info("%s: %s of heads %s: %s in all", self.run, ", ".join(arrays), ", ".join(names), _size(self.writer))
         places = [kl_accounting.parse_head(name, model.num_blocks, model.num_heads) for name in names]
         wanted = [f"blocks.{block}.attn.{hooks[kind]}" for block in sorted({b for b, _ in places}) for kind in arrays]
         for rows, batch in self._batches("latents"):
