@@ -64,7 +64,8 @@ def trace(attention: str, batch: int, *, fuse: bool, depth: int = 12, impl: str 
         return torch.autograd.grad(loss.total, params)
 
     # Traced on CPU tensors: autocast gives the same dtypes there, and attention is one operator likewise.
-    with mock.patch.object(api, "why_not_triton", return_value=None), FakeTensorMode():
+    triton = api.BACKENDS["triton"]._replace(why_not=lambda device: None)
+    with mock.patch.dict(api.BACKENDS, triton=triton), FakeTensorMode():
         params = [torch.empty(p.shape).requires_grad_() for p in objective.parameters()]
         images, labels = torch.empty(batch, 3, 224, 224), torch.empty(batch, dtype=torch.int64)
         key, beta = torch.empty(3, dtype=torch.int64), torch.empty(())

@@ -7,9 +7,13 @@ import os
 import pytest
 import torch
 
+from ibvit_kernels import why_no_triton
+
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which any test may do first
+    if why_no_triton() is None:
+        from tests.kernels import interpreter  # noqa: F401  (products as tensor cores compute them)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

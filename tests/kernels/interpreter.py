@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime import interpreter as _triton_interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 _cast, _dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+_patch_tensor = _triton_interpreter._patch_lang_tensor
 
 
 def _widen(handle: TensorHandle) -> TensorHandle:
@@ -58,6 +60,13 @@ def _get_bf16(self: InterpreterBuilder, value: float) -> TensorHandle:
     return self.cast_impl(self.get_fp32(value), tl.bfloat16)
 
 
+def _patch_lang_tensor(tensor: Any, *scope: Any) -> None:
+    """Numbers are arrays of one element, which numpy 2.5 turns into no integer; that of Triton 3.6 relies on it."""
+    _patch_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+
+
+_triton_interpreter._patch_lang_tensor = _patch_lang_tensor
 InterpreterBuilder.cast_impl = _cast_impl
 InterpreterBuilder.get_bf16 = _get_bf16
 InterpreterBuilder.create_dot = _create_dot

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from ibvit.ops import BottleneckParams, bottleneck_write, noise_key, reference
 from ibvit.ops.noise import standard_normal
-from ibvit_kernels import library, why_no_triton
+from ibvit_kernels import library
 from ibvit_kernels.bottleneck import native
 from tests.needs import needs_library, needs_triton
 from tests.ops.problem import NAMES, Problem, assert_within_budget, gradients, make_problem, prior
-
-if why_no_triton() is None:
-    from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
 
 on_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ibvit.config import TrainConfig
 from ibvit.ops import api, bottleneck_write
 from ibvit.ops.contracts import Parameters
-from ibvit_kernels import library, why_no_triton
+from ibvit_kernels import library
 from tests.needs import needs_library, needs_triton
 from tests.ops.problem import NAMES, Problem, Write, gradients, make_problem
 
@@ -25,9 +25,6 @@ def problem() -> Problem:
     """The least that the kernels take."""
     return make_problem(heads=1, width=32, columns=16, hidden=8, latent=8, batch=1, tokens=3).cast(torch.float32)
 
-
-if why_no_triton() is None:
-    from tests.kernels import interpreter  # noqa: F401  (bfloat16 in the interpreter)
 
 FUSED = [pytest.param("triton", marks=needs_triton), pytest.param("native", marks=needs_library)]
 
