@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -120,22 +120,27 @@ class TrainConfig:
 class RunConfig(TrainConfig):
     """What runs: the options of :class:`TrainConfig` with all that the recipe decides filled in.
 
-    Made by :func:`ibvit.data.recipes.apply_recipe`. Here options are also checked against each other.
+    Made by :func:`ibvit.data.recipes.apply_recipe`, or read from a run folder.
     """
 
-    recipe: str
-    out: Path
-    model: str
-    image_size: int
-    epochs: int
-    batch_size: int
-    lr: float
-    warmup_epochs: float
-    beta_warmup_epochs: float
-    eval_every: int
+    # field(): without it the None of TrainConfig would stay the default.
+    recipe: str = field()
+    out: Path = field()
+    model: str = field()
+    image_size: int = field()
+    epochs: int = field()
+    batch_size: int = field()
+    lr: float = field()
+    warmup_epochs: float = field()
+    beta_warmup_epochs: float = field()
+    eval_every: int = field()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Check options of a new run against each other; a run that exists is what it is, and is not judged again.
+
+        Raises:
+            ValueError: a warm-up is longer than the run, or the learning rate would end above its peak.
+        """
         for name in ("warmup_epochs", "beta_warmup_epochs"):
             if getattr(self, name) > self.epochs:
                 raise ValueError(f"{name}: expected at most epochs = {self.epochs}, got {getattr(self, name):g}")
@@ -158,11 +163,11 @@ def conflicts(config: TrainConfig, stored: dict[str, object]) -> list[str]:
         ['beta: 4 now, 1.0 in the run']
     """
     return [
-        f"{field.name}: {getattr(config, field.name)} now, {stored[field.name]} in the run"
-        for field in fields(config)
-        if field.name in stored
-        and field.name not in _FREE
-        and _plain(getattr(config, field.name)) != stored[field.name]
+        f"{option.name}: {getattr(config, option.name)} now, {stored[option.name]} in the run"
+        for option in fields(config)
+        if option.name in stored
+        and option.name not in _FREE
+        and _plain(getattr(config, option.name)) != stored[option.name]
     ]
 
 
@@ -172,4 +177,4 @@ def _plain(value: object) -> object:
 
 def as_dict(config: TrainConfig) -> dict[str, object]:
     """The options as JSON can hold them."""
-    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+    return {option.name: _plain(getattr(config, option.name)) for option in fields(config)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ibvit import run_folder
-from ibvit.config import conflicts
+from ibvit.config import RunConfig, conflicts
 from ibvit.training.run import stored_config
 
 FIRST_EDITION = Path(__file__).parent / "run_of_the_first_edition"  # config.json and metrics.jsonl as 0.1.0 wrote them
@@ -58,3 +58,33 @@ def test_a_run_of_the_first_edition_is_the_same_run(tmp_path: Path) -> None:
     assert (config.data, config.beta, config.epochs) == ("digits", 1.0, 30)
     assert conflicts(config, run_folder.read_config(tmp_path / "run")) == []
     assert run_folder.read_metrics(tmp_path / "run")[-1]["val_top1"] > 90
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta_warmup_epochs": 50.0}, r"^beta_warmup_epochs: expected at most epochs = 30, got 50$"),
+        ({"warmup_epochs": 31.0}, r"^warmup_epochs: expected at most epochs = 30, got 31$"),
+        ({"lr": 1e-7}, r"^min_lr: expected at most lr = 1e-07, got 1e-06$"),
+    ],
+    ids=["ramp", "warm-up", "floor"],
+)
+def test_a_run_whose_options_are_refused_today_can_be_read(
+    options: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    content = run_folder.read_config(FIRST_EDITION) | options
+    (tmp_path / run_folder.CONFIG).write_text(json.dumps(content))
+    config = stored_config(tmp_path)
+    assert [getattr(config, name) for name in options] == list(options.values())
+    assert conflicts(config, content) == []
+    with pytest.raises(ValueError, match=message):
+        config.check()
+
+
+def test_what_runs_has_no_option_open(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="missing 10 required keyword-only arguments"):
+        RunConfig()  # type: ignore[call-arg]
+    content = run_folder.read_config(FIRST_EDITION) | {"recipe": None}
+    (tmp_path / run_folder.CONFIG).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"^run: .*config\.json lacks recipe$"):
+        stored_config(tmp_path)

@@ -71,8 +71,7 @@ def apply_recipe(config: TrainConfig) -> tuple[RunConfig, Recipe]:
     """What runs: the options with those that are open filled in, and the recipe that they came from.
 
     Raises:
-        ValueError: ``--data`` is neither a built-in data set nor a folder, the recipe is unknown, or options
-            contradict each other.
+        ValueError: ``--data`` is neither a built-in data set nor a folder, or the recipe is unknown.
 
     Example:
         >>> config, recipe = apply_recipe(TrainConfig(data="digits"))

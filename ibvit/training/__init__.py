@@ -48,6 +48,8 @@ def train(config: TrainConfig) -> Path:
     """
     run, recipe = apply_recipe(config)
     run_dir = run.out
+    if not (run_dir / CONFIG).exists():
+        run.check()
     state = _state_to_resume(run)
     with Processes.from_environment(run.device) as processes:
         make_deterministic(run.seed)

@@ -82,7 +82,7 @@ def stored_config(run_dir: Path) -> RunConfig:
     content = run_folder.read_config(run_dir)
     stored = {field.name: content[field.name] for field in fields(RunConfig) if field.name in content}
     stored |= {"out": run_dir, "pretrained": Path(stored["pretrained"]) if stored.get("pretrained") else None}
-    missing = [field.name for field in fields(RunConfig) if field.kw_only and field.name not in stored]
+    missing = [field.name for field in fields(RunConfig) if field.kw_only and stored.get(field.name) is None]
     if missing:
         raise ValueError(f"run: {run_dir / run_folder.CONFIG} lacks {', '.join(missing)}")
     return RunConfig(**stored)
