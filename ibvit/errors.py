@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import signal
+from importlib.util import find_spec
 
 
 class UserError(Exception):
     """The message says what was expected, what came, and what to do."""
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module, ``a`` or ``a.b``, can be imported; it is not imported.
+
+    Example:
+        >>> is_installed("json"), is_installed("json.decoder"), is_installed("absent.part")
+        (True, True, False)
+    """
+    package = module.partition(".")[0]
+    return find_spec(package) is not None and find_spec(module) is not None
 
 
 class MissingExtraError(UserError, ImportError):

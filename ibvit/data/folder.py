@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from ibvit.data.cache import cached
 from ibvit.data.schedule import Schedule, Training, Validation
 from ibvit.data.tree import Source, scan_tree
 from ibvit.data.types import Loader
-from ibvit.errors import MissingExtraError
+from ibvit.errors import MissingExtraError, is_installed
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def choose_loader(loader: str) -> str:
     """
     if loader not in LOADERS:
         raise ValueError(f"loader: expected one of {', '.join(LOADERS)}, got {loader!r}")
-    dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    dali = is_installed("nvidia.dali")
     if loader == "dali" and not dali:
         raise MissingExtraError("loader: dali", "NVIDIA DALI", "dali", "dali-cuda12")
     if loader == "auto":

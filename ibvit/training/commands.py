@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 from ibvit.config import LoaderName
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.recipes import apply_recipe
+from ibvit.errors import is_installed
 from ibvit.information.backends import why_missing
 from ibvit.models import load
 from ibvit.ops.api import why_not_native, why_not_triton
@@ -82,8 +82,8 @@ def describe_environment() -> str:
         ("data, digits", "sklearn", "digits"),
         ("figures, report", "matplotlib", "figures"),
     ):
-        missing = find_spec(module.partition(".")[0]) is None or find_spec(module) is None
-        lines.append(f"{purpose:22} " + (f"not installed (pip install 'ibvit[{extra}]')" if missing else "available"))
+        state = "available" if is_installed(module) else f"not installed (pip install 'ibvit[{extra}]')"
+        lines.append(f"{purpose:22} {state}")
     if torch.cuda.is_available():
         lines += [f"{'cuda ' + str(i):22} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from ibvit.training import CheckpointError, NonFiniteLossError, checkpoint, trai
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.trainer import Trainer
 from tests.training.runs import SMALL, elsewhere
-
-ROOT = Path(__file__).parents[2]
 
 
 def poison(monkeypatch, at_step: int, change) -> None:
@@ -103,10 +100,7 @@ def test_torchruns_elastic_restart_resumes_by_itself(tmp_path):
     (tmp_path / "fragile.py").write_text(ELASTIC)
     options = ["--data", "digits", "--attention", "none", "--device", "cpu", "--batch-size", "240", "--epochs", "1",
                "--checkpoint-every", "0.2", "--out", str(tmp_path / "run")]  # fmt: skip
-    environment = {
-        **os.environ, "MARK": str(tmp_path / "mark"), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
-    }  # fmt: skip
+    environment = {**os.environ, "MARK": str(tmp_path / "mark"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1",
          str(tmp_path / "fragile.py"), *options],
