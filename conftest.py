@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))  # of the processes that tests start
 
 # Modules that only import where an extra is installed have no examples to run elsewhere.
-collect_ignore_glob = [] if find_spec("nvidia") and find_spec("nvidia.dali") else ["ibvit/data/dali*.py"]
+collect_ignore_glob = [] if find_spec("nvidia") and find_spec("nvidia.dali") else ["ibvit/data/loaders/dali*.py"]
 
 
 def pytest_configure() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ibvit.training import keep_freed_memory
+from ibvit.training.entry import keep_freed_memory
 
 FULL = os.environ.get("IBVIT_BENCHMARK") == "full"
 """Whether to measure on a CPU too, at sizes that mean something; else benchmarks run there at toy size."""

@@ -31,10 +31,10 @@ from torchvision.transforms import v2
 
 import ibvit
 from benchmarks.recording import processor
-from ibvit.data.augment import MEAN, STD, Augmentation, normalised, train_plan
-from ibvit.data.folder import folder_loaders
-from ibvit.data.jpeg import plain_jpeg_size
-from ibvit.data.torchvision import cut, finish
+from ibvit.data.files.jpeg import plain_jpeg_size
+from ibvit.data.loaders.torchvision import cut, finish
+from ibvit.data.plans.augment import MEAN, STD, Augmentation, normalised, train_plan
+from ibvit.data.sets.folder import folder_loaders
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
@@ -196,7 +196,7 @@ def test_images_per_second(tree: Path, record: dict[str, Any], cores: int, num_o
 
 def test_stages(tree: Path, record: dict[str, Any]) -> None:
     """Where an image's time goes on the CPU, one thread, in milliseconds of processor time."""
-    from ibvit.data.dali_graph import decode_graph, window_arguments
+    from ibvit.data.loaders.dali_graph import decode_graph, window_arguments
 
     torch.set_num_threads(1)
     files = sorted((tree / "train").rglob("*.jpg"))[:BATCH]

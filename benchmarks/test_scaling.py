@@ -28,8 +28,8 @@ import ibvit
 from benchmarks.recording import device_name, write_results
 from ibvit.config import TrainConfig
 from ibvit.data.types import Batch
-from ibvit.training import make_deterministic
 from ibvit.training.distributed import Processes
+from ibvit.training.entry import make_deterministic
 from ibvit.training.step import TrainStep
 
 GPU = torch.cuda.is_available()

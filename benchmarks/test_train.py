@@ -33,11 +33,11 @@ from benchmarks.per_head_loop import per_head_loop
 from benchmarks.recording import FULL, TENSOR_FLOPS, device_name, measured_as_trained, write_results
 from benchmarks.step_graph import eager_launches, fused_launches, trace
 from ibvit.config import TrainConfig
-from ibvit.data.recipes import RECIPES
+from ibvit.data.sets.recipes import RECIPES
 from ibvit.data.types import Batch
 from ibvit.ops.api import why_not_native
-from ibvit.training import make_deterministic
 from ibvit.training.distributed import Processes
+from ibvit.training.entry import make_deterministic
 from ibvit.training.step import TrainStep
 
 GPU = torch.cuda.is_available()

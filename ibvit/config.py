@@ -1,7 +1,7 @@
 """What a training run is: every option, validated, frozen. Imports nothing of ibvit.
 
 :class:`TrainConfig` is what the user types; options that are None are left to the recipe of the data set
-(:mod:`ibvit.data.recipes`). :class:`RunConfig` is what runs.
+(:mod:`ibvit.data.sets.recipes`). :class:`RunConfig` is what runs.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class TrainConfig:
 class RunConfig(TrainConfig):
     """What runs: the options of :class:`TrainConfig` with all that the recipe decides filled in.
 
-    Made by :func:`ibvit.data.recipes.apply_recipe`, or read from a run folder.
+    Made by :func:`ibvit.data.sets.recipes.apply_recipe`, or read from a run folder.
     """
 
     # field(): without it the None of TrainConfig would stay the default.

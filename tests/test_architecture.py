@@ -15,6 +15,7 @@ ABOVE = {"cli", "analysis", "figures", "training"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
+    "progress": set(),
     "run_folder": set(),
     "registration": {"models"},
     "config": set(),
@@ -26,7 +27,7 @@ ALLOWED = {
     "analysis": {"analysis", "models", "data", "ops", "config", "information", "training"},
     "figures": {"figures", "analysis"},
 }
-GROUND = {"errors", "kinds", "run_folder"}  # these import nothing of ibvit, and all may import them
+GROUND = {"errors", "kinds", "progress", "run_folder"}  # these import nothing of ibvit, and all may import them
 KERNEL_USERS = {"ops", "information"}
 
 
@@ -73,6 +74,17 @@ def test_imports_run_one_way(path):
         if name.split(".")[0] == "ibvit_kernels":
             assert layer(path) in KERNEL_USERS
     assert not any(name.startswith("ibvit_kernels") for name in imports(path, lazily=False))
+
+
+DATA = ("files", "plans", "cache", "loaders", "sets")  # folders of ibvit/data; each imports those before it
+
+
+@pytest.mark.parametrize("folder", DATA)
+def test_imports_run_one_way_within_data(folder):
+    later = DATA[DATA.index(folder) + 1 :]
+    for path in (ROOT / "ibvit" / "data" / folder).glob("*.py"):
+        for name in imports(path):
+            assert name.split(".")[:2] != ["ibvit", "data"] or name.split(".")[2] not in (*later, "build"), (path, name)
 
 
 def test_kernels_know_nothing_of_ibvit():

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ibvit.analysis.records import Records
-from ibvit.data.augment import MEAN, STD
 from ibvit.data.build import DataSet, DataSpec, build_data
-from ibvit.data.built_in import BUILT_IN
+from ibvit.data.plans.augment import MEAN, STD
+from ibvit.data.sets.built_in import BUILT_IN
 from ibvit.data.types import Loader
 
 

@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ibvit import ops
 from ibvit.analysis.images import open_data
@@ -24,6 +23,7 @@ from ibvit.data.build import DataSet, DataSpec
 from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
+from ibvit.progress import Progress
 from ibvit.run_folder import CONFIG, MODEL
 from ibvit.training.run import stored_config
 
@@ -108,14 +108,15 @@ class _Recorder:
     def _batches(self, stage: str, repeat: int = 0) -> Iterator[tuple[slice, Batch]]:
         """The batches that `stage` has still to do, on the model's device, with their noise set up."""
         done, device = self.writer.progress(stage), self.model.noise_key.device
-        name = f"{self.run.name}: {stage}"
-        steps = range(done, len(self.loader))
-        batches = self.loader.epoch(0, start=done) if steps else ()
-        for step, batch in tqdm(zip(steps, batches, strict=True), name, len(steps), leave=False, disable=None):
-            first = int(batch.index[0])
-            self.model.noise_key.copy_(ops.evaluation_key(self.options.seed, repeat, first))
-            yield slice(first, first + len(batch.index)), batch._replace(images=batch.images.to(device))
-            self.writer.commit(stage, step + 1)
+        total = len(self.loader)
+        batches = self.loader.epoch(0, start=done) if done < total else ()
+        with Progress(total, f"{self.run.name}: {stage}", "batches", done=done) as progress:
+            for step, batch in zip(range(done, total), batches, strict=True):
+                first = int(batch.index[0])
+                self.model.noise_key.copy_(ops.evaluation_key(self.options.seed, repeat, first))
+                yield slice(first, first + len(batch.index)), batch._replace(images=batch.images.to(device))
+                self.writer.commit(stage, step + 1)  # once the caller has written the rows
+                progress.advance()
 
     def _survey(self) -> None:
         model, (blocks, heads, patches) = self.model, self.model.channels

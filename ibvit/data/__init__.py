@@ -1,1 +1,1 @@
-"""Data sets and loaders."""
+"""Data sets and loaders: a batch and its index, a pure function of seed, epoch and step."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ibvit.config import CacheName, LoaderName, RunConfig
-from ibvit.data.augment import Augmentation
-from ibvit.data.bad_files import BadFiles
-from ibvit.data.built_in import BUILT_IN
-from ibvit.data.memory import MemoryLoader
-from ibvit.data.schedule import Training, Validation
+from ibvit.data.files.bad_files import BadFiles
+from ibvit.data.loaders.memory import MemoryLoader
+from ibvit.data.plans.augment import Augmentation
+from ibvit.data.plans.schedule import Training, Validation
+from ibvit.data.sets.built_in import BUILT_IN
 from ibvit.data.types import Loader
 from ibvit.run_folder import BAD_IMAGES
 
@@ -105,7 +105,7 @@ def _in_memory(spec: DataSpec, rank: int, world_size: int) -> DataSet:
 
 
 def _folder(spec: DataSpec, rank: int, world_size: int, device: torch.device) -> DataSet:
-    from ibvit.data.folder import folder_loaders
+    from ibvit.data.sets.folder import folder_loaders
 
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     workers = spec.workers if spec.workers is not None else max(1, len(os.sched_getaffinity(0)) // local_ranks)

@@ -22,7 +22,7 @@ class Check:
     """Threads (default: the number of cores)."""
 
     def run(self) -> None:
-        from ibvit.data.check import check_tree
+        from ibvit.data.files.check import check_tree
 
         sys.exit(check_tree(self.folder, self.workers) > 0)
 
@@ -37,7 +37,7 @@ class Pack:
     """Threads (default: the number of cores)."""
 
     def run(self) -> None:
-        from ibvit.data.pack import pack_tree
+        from ibvit.data.cache.pack import pack_tree
 
         pack_tree(self.folder, self.workers)
 
@@ -54,7 +54,7 @@ class ImageNet100:
     """Symbolic links to the images, or copies."""
 
     def run(self) -> None:
-        from ibvit.data.imagenet100 import make_tree
+        from ibvit.data.files.imagenet100 import make_tree
 
         make_tree(self.imagenet, self.out, self.how)
 

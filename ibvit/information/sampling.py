@@ -19,7 +19,7 @@ from torch import Tensor
 from ibvit.information.backends import Mixture
 from ibvit.information.channel import Channel, log_density
 from ibvit.information.controls import CONTROLS, GaussianControls
-from ibvit.information.progress import Progress
+from ibvit.progress import Progress
 
 BLOCK_BYTES = 1 << 26  # of the draws that are in memory together
 UNITS = 8  # at least, that batches are handed out in: the ranks that can share small work
@@ -137,7 +137,7 @@ class Sampler:
         rank, world = _rank_and_world()
         moments = torch.zeros(count, *batches.moments.shape[1:], dtype=torch.float64, device=self._device)
         units = list(self._units(count, size))[rank::world]
-        with Progress(sum(len(b) * len(s) for b, s in units), name, show=rank == 0) as progress:
+        with Progress(sum(len(b) * len(s) for b, s in units), name, "samples", show=rank == 0) as progress:
             for group, strata in units:
                 stream = (stage, batches.count + group[0], strata[0])
                 rows = self._observe(len(group), strata, size, stream, progress.advance)

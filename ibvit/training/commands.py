@@ -13,7 +13,7 @@ import torch
 
 from ibvit.config import LoaderName
 from ibvit.data.build import DataSpec, build_data
-from ibvit.data.recipes import apply_recipe
+from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import is_installed
 from ibvit.information.backends import why_missing
 from ibvit.models import load

@@ -14,7 +14,7 @@ import torch
 
 from ibvit import run_folder
 from ibvit.config import RunConfig, as_dict, conflicts
-from ibvit.data.recipes import Recipe
+from ibvit.data.sets.recipes import Recipe
 from ibvit.models.kl import Channels, convert_beta
 
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "ibvit")

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 
 from ibvit.config import TrainConfig
-from ibvit.data.recipes import apply_recipe
+from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import MissingExtraError
 from ibvit.kinds import KINDS
 from ibvit.run_folder import CONFIG, LOG, MODEL, read_metrics

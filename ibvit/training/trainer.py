@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ibvit.config import RunConfig
 from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.errors import Interrupted, NonFiniteLossError
 from ibvit.models import VisionTransformer
+from ibvit.progress import Progress
 from ibvit.run_folder import CHECKPOINTS
 from ibvit.training import schedules
 from ibvit.training.checkpoint import LAST, save_checkpoint
@@ -32,7 +31,7 @@ _CHECK_STEPS = 20  # steps between looks at the device on a GPU: each one waits 
 
 
 @dataclass
-class Progress:
+class Position:
     """Where training stands; ``step`` optimiser steps are done in all."""
 
     epoch: int = 0
@@ -56,7 +55,7 @@ class Trainer:
         self.steps_per_epoch = len(data.train)
         self.total_steps = self.epochs * self.steps_per_epoch
         self.step = TrainStep(model, config, processes)
-        self.progress = Progress()
+        self.position = Position()
 
     # One step.
 
@@ -75,9 +74,9 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """One optimiser step on this rank's share of the global batch."""
-        self.step(batch, self.lr_at(self.progress.step), self.beta_at(self.progress.step))
-        self.progress.step += 1
-        self.progress.step_in_epoch += 1
+        self.step(batch, self.lr_at(self.position.step), self.beta_at(self.position.step))
+        self.position.step += 1
+        self.position.step_in_epoch += 1
 
     # The whole run.
 
@@ -89,40 +88,40 @@ class Trainer:
             NonFiniteLossError: names the step and the part of the loss.
         """
         with SignalWatch() as signals:
-            while self.progress.epoch < self.epochs and not self._reached_max():
-                started, first_step = time.perf_counter(), self.progress.step
+            while self.position.epoch < self.epochs and not self._reached_max():
+                started, first_step = time.perf_counter(), self.position.step
                 waited = self._train_epoch(signals)
                 seconds = time.perf_counter() - started
-                self._end_epoch(writer, seconds, waited, self.progress.step - first_step)
+                self._end_epoch(writer, seconds, waited, self.position.step - first_step)
 
     def _reached_max(self) -> bool:
-        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
+        return self.config.max_steps is not None and self.position.step >= self.config.max_steps
 
     def _train_epoch(self, signals: SignalWatch) -> float:
         """Train to the end of the epoch; seconds spent waiting for data."""
         every = max(1, round(self.config.checkpoint_every * self.steps_per_epoch))
         look = _CHECK_STEPS if self.device.type == "cuda" else 1
         waited = 0.0
-        bar = tqdm(
-            total=self.steps_per_epoch,
-            initial=self.progress.step_in_epoch,
-            desc=f"epoch {self.progress.epoch + 1}/{self.epochs}",
-            leave=False,
-            disable=not (self.processes.is_main and sys.stderr.isatty()),
+        bar = Progress(
+            self.steps_per_epoch,
+            f"epoch {self.position.epoch + 1}/{self.epochs}",
+            "steps",
+            done=self.position.step_in_epoch,
+            show=self.processes.is_main,
         )
-        batches = iter(self.data.train.epoch(self.progress.epoch, self.progress.step_in_epoch))
+        batches = iter(self.data.train.epoch(self.position.epoch, self.position.step_in_epoch))
         self.model.train()
         with bar:
-            while self.progress.step_in_epoch < self.steps_per_epoch and not self._reached_max():
+            while self.position.step_in_epoch < self.steps_per_epoch and not self._reached_max():
                 before = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - before
                 self.train_step(batch)
-                bar.update()
-                if self.progress.step % look == 0:
+                bar.advance()
+                if self.position.step % look == 0:
                     self._check_loss()
                     self._check_signals(signals)
-                if self.progress.step % every == 0 and self.progress.step_in_epoch < self.steps_per_epoch:
+                if self.position.step % every == 0 and self.position.step_in_epoch < self.steps_per_epoch:
                     self.save()
         self._check_loss()
         return waited
@@ -130,10 +129,10 @@ class Trainer:
     def _end_epoch(self, writer: MetricsWriter | None, seconds: float, waited: float, steps: int) -> None:
         ce, kl, count = self._mean_sums().tolist()
         line: dict[str, Any] = {
-            "epoch": self.progress.epoch,
-            "step": self.progress.step,
-            "lr": self.lr_at(self.progress.step - 1),
-            "beta": self.beta_at(self.progress.step - 1),
+            "epoch": self.position.epoch,
+            "step": self.position.step,
+            "lr": self.lr_at(self.position.step - 1),
+            "beta": self.beta_at(self.position.step - 1),
             "train_ce": ce / count,
             "train_kl": kl / count,
             "images_per_second": steps * self.config.batch_size / seconds,
@@ -144,12 +143,12 @@ class Trainer:
             line["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self.data.bad is not None:
             line["replaced_images"] = int(self.processes.sum(torch.tensor(self.data.bad.replaced, device=self.device)))
-        finished = self.progress.step_in_epoch == self.steps_per_epoch
-        if self._is_due(self.progress.epoch, finished):
+        finished = self.position.step_in_epoch == self.steps_per_epoch
+        if self._is_due(self.position.epoch, finished):
             result = self.evaluate(self.config.eval_repeats)
             line |= {f"val_{name}": value for name, value in result.as_dict().items()}
         if finished:
-            self.progress.epoch, self.progress.step_in_epoch = self.progress.epoch + 1, 0
+            self.position.epoch, self.position.step_in_epoch = self.position.epoch + 1, 0
             self.step.sums.zero_()
         if writer is not None:
             writer.write(line)
@@ -200,15 +199,15 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             **self.step.state_dict(),
-            "progress": vars(self.progress),
+            "progress": vars(self.position),
             "sums": self._mean_sums(),
             "rng": self.processes.gather(rng),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.progress = Progress(**state["progress"])
-        self.step.load_state_dict(state, self.progress.step)
+        self.position = Position(**state["progress"])
+        self.step.load_state_dict(state, self.position.step)
         self.step.sums.copy_(state["sums"])
         if len(state["rng"]) == self.processes.world_size:
             rng = state["rng"][self.processes.rank]
@@ -221,7 +220,7 @@ class Trainer:
         self._check_loss()
         norm = torch.nn.utils.get_total_norm(self.model.parameters())  # not finite if one of the weights is not
         if not bool(torch.isfinite(norm)):
-            raise self._non_finite(f"weights: not finite after step {self.progress.step - 1}")
+            raise self._non_finite(f"weights: not finite after step {self.position.step - 1}")
         state = self.state_dict()
         if self.processes.is_main:
             save_checkpoint(self.config.run_dir / CHECKPOINTS, state)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ibvit.data.tree import ImageFolder, scan
+from ibvit.data.files.tree import ImageFolder, scan
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> Image.Image:
@@ -104,7 +104,7 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def own_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that run beside this one do not see its packs in memory, nor clear them away."""
-    monkeypatch.setattr("ibvit.data.shared.HOME", tmp_path_factory.mktemp("memory"))
+    monkeypatch.setattr("ibvit.data.cache.shared.HOME", tmp_path_factory.mktemp("memory"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 import ibvit
 from ibvit.information import backends
 from ibvit.information.channel import Channel, log_density, make_channel
-from ibvit.information.progress import Progress
+from ibvit.progress import Progress
 from tests.information import truth
 from tests.memory import PeakMemory
 from tests.needs import needs_library
@@ -158,17 +158,6 @@ def test_ranks_share_the_samples_and_agree(tmp_path: Path) -> None:
     assert answers[0][0] == pytest.approx(tuple(alone[0][:2]), abs=1e-10)
     assert answers[0][1] == pytest.approx(tuple(alone[1][:2]), abs=1e-10)
     assert answers[0][2] == alone[1].samples
-
-
-def test_progress_prints_lines_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from ibvit.information import progress
-
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with caplog.at_level("INFO", "ibvit"), Progress(100, "NMI") as shown:
-        shown.advance(25)
-    assert re.fullmatch(r"NMI: 25 of 100 samples, \d+ s left", caplog.messages[0])
 
 
 def test_an_interrupt_gets_through(monkeypatch: pytest.MonkeyPatch) -> None:

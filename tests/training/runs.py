@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ibvit.config import TrainConfig
 from ibvit.data.build import DataSpec, build_data
-from ibvit.data.recipes import apply_recipe
+from ibvit.data.sets.recipes import apply_recipe
 from ibvit.models import create_model
-from ibvit.training import make_deterministic, train
+from ibvit.training import train
 from ibvit.training.distributed import Processes
+from ibvit.training.entry import make_deterministic
 from ibvit.training.run import architecture
 from ibvit.training.trainer import Trainer
 
@@ -37,14 +38,14 @@ def curve(config: TrainConfig, steps: int) -> list[tuple[float, float]]:
         trainer = make_trainer(config, processes)
         points, before = [], trainer._mean_sums()
         while len(points) < steps:
-            for batch in trainer.data.train.epoch(trainer.progress.epoch):
+            for batch in trainer.data.train.epoch(trainer.position.epoch):
                 trainer.train_step(batch)
                 after = trainer._mean_sums()
                 points.append(tuple((after - before)[:2].tolist()))
                 before = after
                 if len(points) == steps:
                     break
-            trainer.progress.epoch += 1
+            trainer.position.epoch += 1
     return points
 
 
@@ -60,7 +61,7 @@ def train_until_killed(config: TrainConfig, at_step: int, signum: int) -> None:
 
     def killed(trainer: Trainer, batch) -> None:
         step(trainer, batch)
-        if trainer.progress.step == at_step:
+        if trainer.position.step == at_step:
             os.kill(os.getpid(), signum)
 
     Trainer.train_step = killed

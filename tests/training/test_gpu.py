@@ -10,9 +10,10 @@ import torch
 
 import ibvit
 from ibvit.data.types import Batch
-from ibvit.training import make_deterministic, train
+from ibvit.training import train
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
+from ibvit.training.entry import make_deterministic
 from ibvit.training.step import TrainStep
 from tests.training.runs import SMALL, curve, elsewhere, make_trainer
 

@@ -20,7 +20,7 @@ def poison(monkeypatch, at_step: int, change) -> None:
     step = Trainer.train_step
 
     def poisoned(trainer, batch):
-        if trainer.progress.step == at_step:
+        if trainer.position.step == at_step:
             change(trainer)
         step(trainer, batch)
 
@@ -86,7 +86,7 @@ step = Trainer.train_step
 def fragile(trainer, batch):
     step(trainer, batch)
     mark = Path(os.environ["MARK"])
-    if trainer.progress.step == 3 and os.environ["RANK"] == "1" and not mark.exists():
+    if trainer.position.step == 3 and os.environ["RANK"] == "1" and not mark.exists():
         mark.touch()
         os._exit(9)
 Trainer.train_step = fragile

@@ -1,0 +1,1 @@
+"""The files of a data set: an ImageNet-style tree of images, read, checked and made."""

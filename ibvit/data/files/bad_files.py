@@ -1,0 +1,78 @@
+"""Files that give no picture: another takes their place, and each is named once in a run."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ibvit.data.files.images import BadImageError
+
+logger = logging.getLogger(__name__)
+Loaded = TypeVar("Loaded")
+
+
+class BadFile(NamedTuple):
+    """A file that was replaced, and why."""
+
+    path: str
+    reason: str
+
+
+def nearest_readable(
+    load: Callable[[int], Loaded], path: Callable[[int], str], index: int, count: int
+) -> tuple[int, Loaded, list[BadFile]]:
+    """The first of ``index``, ``index + 1``, … (cyclically) that loads, its content, and the bad files passed over.
+
+    Raises:
+        BadImageError: none of ``count`` images loads.
+    """
+    bad: list[BadFile] = []
+    for offset in range(count):
+        position = (index + offset) % count
+        try:
+            return position, load(position), bad
+        except BadImageError as error:
+            bad.append(BadFile(path(position), str(error)))
+    raise BadImageError(f"none of the {count} images can be read; the first: {bad[0].path}: {bad[0].reason}")
+
+
+class BadFiles:
+    """Counts the replaced images, and names each file once in the log, whichever process meets it in whichever epoch.
+
+    Args:
+        record: a text file that the processes of a run share, a line for each file that was named; None: this process
+            is alone.
+    """
+
+    def __init__(self, record: Path | None = None) -> None:
+        self.replaced = 0  # how many times some other image took the place of a broken one, on this rank
+        self._record = record
+        self._named: set[str] = set()
+
+    def replace(self, bad: Iterable[BadFile]) -> None:
+        """Count and name files that were passed over."""
+        for path, reason in bad:
+            self.replaced += 1
+            self.name(path, f"{reason}; its neighbour in the data set takes its place")
+
+    def name(self, path: str, what: str) -> None:
+        """Log what there is to say of a file, unless that was done."""
+        if path not in self._named:
+            self._named.add(path)
+            if self._is_first(path, what):
+                logger.warning("%s: %s", path, what)
+
+    def _is_first(self, path: str, what: str) -> bool:
+        if self._record is None:
+            return True
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._record, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if any(line.startswith(f"{path}: ") for line in file):
+                return False
+            file.write(f"{path}: {what}\n")
+        return True

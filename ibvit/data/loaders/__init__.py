@@ -1,0 +1,1 @@
+"""Loaders: plans and files to batches on the device."""

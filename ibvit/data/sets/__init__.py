@@ -1,0 +1,1 @@
+"""The data sets that an option can name, and a recipe for each."""
