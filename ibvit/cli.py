@@ -1,56 +1,43 @@
-"""Command line: ``ibvit <command>`` and ``train.py``. One function a command; its docstring is ``--help``.
+"""Command line: ``ibvit <command>`` and ``train.py``. One function per command; its docstring is ``--help``.
 
 Imports of torch stay inside the commands, so that ``--help`` and mistakes answer at once.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import wraps
 from math import isnan
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal
 
 import tyro
 
+from ibvit.command_line import TrainOptions, run_command, with_files, without_none
 from ibvit.config import LoaderName, TrainConfig
 from ibvit.data.commands import Check, DataCommand, Pack
-from ibvit.errors import Interrupted, MissingExtraError, UserError
+from ibvit.errors import MissingExtraError
 
 app = tyro.extras.SubcommandApp()
-Options = TypeVar("Options", bound=Callable[..., Any])
-
-
-def _without_none(options: Options) -> Options:
-    """Let ``--help`` show an option that may be left open as its type alone; its text says what it is then."""
-    hints = get_type_hints(options, include_extras=True)
-    for name, hint in hints.items():
-        types = [kind for kind in get_args(hint) if kind is not NoneType]
-        if NoneType in get_args(hint):
-            metavar = "|".join(get_args(types[0])) if get_args(types[0]) else types[0].__name__.upper()
-            options.__annotations__[name] = Annotated[hint, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
-    return options
-
-
-for _options in (TrainConfig, Check, Pack):
-    _without_none(_options)
+for _options in (Check, Pack):
+    without_none(_options)
 
 
 def train_main() -> None:
     """Entry of ``train.py``."""
-    _run(lambda: _train(tyro.cli(TrainConfig)))
+    run_command(lambda: _train(tyro.cli(TrainOptions, args=with_files(sys.argv[1:])).checked()))
 
 
 def main() -> None:
     """Entry of ``ibvit``."""
-    _run(
+    run_command(
         lambda: app.cli(
-            prog="ibvit", description="Vision transformers with an information bottleneck on every attention head."
+            prog="ibvit",
+            description="Vision transformers with an information bottleneck on every attention head.",
+            args=with_files(sys.argv[1:]),
         )
     )
 
@@ -70,7 +57,7 @@ def _train(config: TrainConfig) -> None:
 
 
 @app.command(name="eval")
-@_without_none
+@without_none
 def evaluate(
     run: Path,
     repeats: int = 10,
@@ -103,9 +90,9 @@ def environment() -> None:
 
 
 @app.command(name="train")
-def train_command(config: tyro.conf.OmitArgPrefixes[TrainConfig]) -> None:
+def train_command(options: tyro.conf.OmitArgPrefixes[TrainOptions]) -> None:
     """Train a model: what train.py does, wherever ibvit is installed."""
-    _train(config)
+    _train(options.checked())
 
 
 @app.command
@@ -143,7 +130,7 @@ app.command(name="cache")(_former_record)
 
 
 @app.command
-@_without_none
+@without_none
 def nmi(
     a: tyro.conf.Positional[str],
     b: tyro.conf.Positional[str],
@@ -208,7 +195,7 @@ def sweep(
     jobs: int = 1,
     slurm: Literal["no", "print", "submit"] = "no",
     sbatch: tuple[str, ...] = (),
-    train: TrainConfig = TrainConfig(),  # noqa: B008 -- frozen
+    train: TrainOptions = TrainOptions(),  # noqa: B008 -- frozen
 ) -> None:
     """Train the runs of a spectrum: trains what is missing, resumes what was interrupted, skips what is finished.
 
@@ -225,7 +212,8 @@ def sweep(
     """
     from ibvit.training.sweep import launch
 
-    launch(betas, seeds, attention, replace(train, data=data), out, jobs=jobs, slurm=slurm, sbatch=sbatch)
+    common = replace(train.checked("train."), data=data)
+    launch(betas, seeds, attention, common, out, jobs=jobs, slurm=slurm, sbatch=sbatch)
 
 
 @app.command
@@ -263,19 +251,3 @@ def report(runs: tuple[Path, ...], out: Path = Path("report.html"), images: int 
 def data(command: DataCommand) -> None:
     """Prepare image folders: ImageNet-100, a check for broken files, decoding beforehand."""
     command.run()
-
-
-def _run(command: Callable[[], Any]) -> None:
-    """Run a command; what a user can mend ends in one line, not in a traceback."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # stdout is for results
-    if int(os.environ.get("RANK", 0)) == 0:
-        logging.getLogger("ibvit").setLevel(logging.INFO)
-    try:
-        command()
-    except (ValueError, TypeError, FileNotFoundError, UserError) as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as stop:
-        print(f"{stop}; run the same command to resume", file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)

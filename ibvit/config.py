@@ -87,7 +87,7 @@ class TrainConfig:
     eval_repeats: int = 1
     """Noisy validation passes at each validation."""
     checkpoint_every: float = 1.0
-    """Epochs between checkpoints; fractions are allowed."""
+    """Epochs between checkpoints; below 1 also within an epoch."""
     resume: str = "auto"
     """auto: resume from the checkpoint in the run folder, if any; none: refuse to overwrite a run;
     or the path of a checkpoint."""
@@ -178,3 +178,31 @@ def _plain(value: object) -> object:
 def as_dict(config: TrainConfig) -> dict[str, object]:
     """The options as JSON can hold them."""
     return {option.name: _plain(getattr(config, option.name)) for option in fields(config)}
+
+
+def words(options: dict[str, object], prefix: str = "--") -> list[str]:
+    """Options as a command line takes them; those that are None are left open.
+
+    Example:
+        >>> words({"beta": 4.0, "compile": True, "cuda_graph": False, "lr": None})
+        ['--beta', '4.0', '--compile', '--no-cuda-graph']
+    """
+    line = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"{prefix}{'' if value else 'no-'}{option}")
+        elif value is not None:
+            line += [prefix + option, str(value)]
+    return line
+
+
+def command_line(config: TrainConfig) -> list[str]:
+    """The options of ``config`` that are not their defaults, as ``train.py`` takes them.
+
+    Example:
+        >>> command_line(TrainConfig(beta=4.0, data="repetition", compile=True))
+        ['--beta', '4.0', '--data', 'repetition', '--compile']
+    """
+    default = as_dict(TrainConfig())
+    return words({name: value for name, value in as_dict(config).items() if value != default[name]})

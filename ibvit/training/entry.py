@@ -13,7 +13,7 @@ import torch
 from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
-from ibvit.models import create_model, save_model
+from ibvit.models import VisionTransformer, create_model, save_model
 from ibvit.run_folder import CHECKPOINTS, CONFIG
 from ibvit.training.checkpoint import latest_checkpoint, read_checkpoint
 from ibvit.training.distributed import Processes
@@ -45,7 +45,8 @@ def train(config: TrainConfig) -> Path:
     """
     run, recipe = apply_recipe(config)
     run_dir = run.out
-    if not (run_dir / CONFIG).exists():
+    is_new = not (run_dir / CONFIG).exists()
+    if is_new:
         run.check()
     state = _state_to_resume(run)
     with Processes.from_environment(run.device) as processes:
@@ -58,6 +59,8 @@ def train(config: TrainConfig) -> Path:
         arguments = architecture(run, recipe, len(data.classes))
         pretrained = run.pretrained if run.pretrained and state is None else False
         model = create_model(**arguments, impl=run.impl, pretrained=pretrained).to(processes.device)
+        if is_new:
+            _check_patches(run.image_size, model)
         details: dict[str, Any] = {
             "architecture": arguments,
             "channels": model.channels._asdict(),
@@ -72,7 +75,7 @@ def train(config: TrainConfig) -> Path:
         writer = None
         if processes.is_main:
             write_config(run_dir, run, details)
-            writer = MetricsWriter(run_dir, trainer.position.epoch, run.track, details)
+            writer = MetricsWriter(run_dir, run.track, details)
             _announce(trainer, details)
         try:
             trainer.run(writer)
@@ -84,6 +87,15 @@ def train(config: TrainConfig) -> Path:
             save_model(model, run_dir)
         processes.barrier()
     return run_dir
+
+
+def _check_patches(image_size: int, model: VisionTransformer) -> None:
+    size, _ = model.patch_embed.patch_size
+    if image_size % size:
+        raise ValueError(
+            f"image_size: expected a multiple of the patch size {size} (else the last pixels are cut off), "
+            f"got {image_size}"
+        )
 
 
 def _state_to_resume(config: RunConfig) -> dict[str, Any] | None:

@@ -13,25 +13,27 @@ from ibvit.run_folder import METRICS, read_metrics
 
 
 class MetricsWriter:
-    """Appends one JSON object an epoch to ``metrics.jsonl``.
+    """Appends one JSON object per epoch to ``metrics.jsonl``.
 
     Args:
         run_dir: the run folder.
-        epoch: first epoch of this run or resume. Lines of this and later epochs are removed, because they will be
-            written again.
         track: "none", "tensorboard" or "wandb".
         config: the run's options, for the tracker.
     """
 
-    def __init__(self, run_dir: Path, epoch: int, track: str, config: dict[str, Any]) -> None:
+    def __init__(self, run_dir: Path, track: str, config: dict[str, Any]) -> None:
         self._path = run_dir / METRICS
-        kept = [line for line in read_metrics(run_dir) if line["epoch"] < epoch]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self._path)
+        self._is_first = True
         self._send, self._close = _tracker(track, run_dir, config)
 
     def write(self, line: dict[str, Any]) -> None:
+        """Append a line; the first one replaces those of the same and of later epochs, which a resumed run repeats."""
+        if self._is_first:
+            kept = [earlier for earlier in read_metrics(self._path.parent) if earlier["epoch"] < line["epoch"]]
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(earlier) + "\n" for earlier in kept))
+            partial.replace(self._path)
+            self._is_first = False
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import count, repeat
 from pathlib import Path
 from threading import Event
@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from ibvit.config import TrainConfig
+from ibvit.config import TrainConfig, command_line
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import MissingExtraError
 from ibvit.kinds import KINDS
@@ -97,22 +97,6 @@ def launch(
     print(table(runs))
     if failed:
         raise ValueError(f"{len(failed)} run(s) failed; see {', '.join(str(path / LOG) for path in failed)}")
-
-
-def command_line(config: TrainConfig) -> list[str]:
-    """The options of `config` that are not their defaults, as `train.py` takes them.
-
-    >>> command_line(TrainConfig(beta=4.0, data="repetition", compile=True))
-    ['--beta', '4.0', '--data', 'repetition', '--compile']
-    """
-    default = TrainConfig()
-    words = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value != getattr(default, field.name):
-            option = f"--{field.name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
-    return words
 
 
 def plan(

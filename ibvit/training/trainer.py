@@ -54,6 +54,7 @@ class Trainer:
         self.epochs, self.peak_lr = config.epochs, config.lr
         self.steps_per_epoch = len(data.train)
         self.total_steps = self.epochs * self.steps_per_epoch
+        self.steps_per_checkpoint = max(1, round(config.checkpoint_every * self.steps_per_epoch))
         self.step = TrainStep(model, config, processes)
         self.position = Position()
 
@@ -99,7 +100,6 @@ class Trainer:
 
     def _train_epoch(self, signals: SignalWatch) -> float:
         """Train to the end of the epoch; seconds spent waiting for data."""
-        every = max(1, round(self.config.checkpoint_every * self.steps_per_epoch))
         look = _CHECK_STEPS if self.device.type == "cuda" else 1
         waited = 0.0
         bar = Progress(
@@ -121,7 +121,7 @@ class Trainer:
                 if self.position.step % look == 0:
                     self._check_loss()
                     self._check_signals(signals)
-                if self.position.step % every == 0 and self.position.step_in_epoch < self.steps_per_epoch:
+                if self.position.step % self.steps_per_checkpoint == 0 and not self._at_end_of_epoch:
                     self.save()
         self._check_loss()
         return waited
@@ -143,7 +143,7 @@ class Trainer:
             line["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self.data.bad is not None:
             line["replaced_images"] = int(self.processes.sum(torch.tensor(self.data.bad.replaced, device=self.device)))
-        finished = self.position.step_in_epoch == self.steps_per_epoch
+        finished = self._at_end_of_epoch
         if self._is_due(self.position.epoch, finished):
             result = self.evaluate(self.config.eval_repeats)
             line |= {f"val_{name}": value for name, value in result.as_dict().items()}
@@ -153,7 +153,16 @@ class Trainer:
         if writer is not None:
             writer.write(line)
             log.info("%s", _describe(line, self.epochs))
-        self.save()
+        if self.position.epoch == self.epochs or self._reached_max() or self._is_checkpoint_due():
+            self.save()
+
+    @property
+    def _at_end_of_epoch(self) -> bool:
+        return self.position.step_in_epoch == self.steps_per_epoch
+
+    def _is_checkpoint_due(self) -> bool:
+        """At the end of an epoch: always where there are several in an epoch."""
+        return self.steps_per_checkpoint < self.steps_per_epoch or self.position.step % self.steps_per_checkpoint == 0
 
     def _is_due(self, epoch: int, finished: bool) -> bool:
         return not finished or (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.epochs

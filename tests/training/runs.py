@@ -70,9 +70,9 @@ def train_until_killed(config: TrainConfig, at_step: int, signum: int) -> None:
 
 def train_command(config: TrainConfig, at_step: int, signum: int) -> None:
     """The same under the command line's handling of errors and signals."""
-    from ibvit.cli import _run
+    from ibvit.command_line import run_command
 
-    _run(lambda: train_until_killed(config, at_step, signum))
+    run_command(lambda: train_until_killed(config, at_step, signum))
 
 
 def sigkill(config: TrainConfig, at_step: int) -> None:

@@ -8,9 +8,12 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 
+from ibvit.config import TrainConfig
 from ibvit.training import train
 from ibvit.training.checkpoint import read_checkpoint
+from ibvit.training.trainer import Trainer
 from tests.training import processes
 from tests.training.runs import SMALL, elsewhere, sigkill, train_command
 
@@ -71,9 +74,34 @@ def test_max_steps_goes_on_where_it_stopped(undisturbed, tmp_path):
     out = tmp_path / "run"
     train(elsewhere(SMALL, out, max_steps=7))
     assert lines(out)[-1]["step"] == 7
+    train(elsewhere(SMALL, out, max_steps=7))  # nothing is left to do, and nothing is lost
+    assert [line["step"] for line in lines(out)] == [5, 7]
     train(elsewhere(SMALL, out))
     assert same_end(undisturbed, out)
     assert [line["step"] for line in lines(out)] == [5, 10, 15]
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"),
+    [(0.4, [2, 4, 5, 6, 8, 10, 12, 14, 15]), (1.0, [5, 10, 15]), (1.6, [8, 15]), (2.0, [10, 15]), (50.0, [15])],
+)
+def test_checkpoints_are_as_many_epochs_apart_as_asked(tmp_path, monkeypatch, every, saved):
+    steps = []
+    monkeypatch.setattr(Trainer, "save", lambda trainer: steps.append(trainer.position.step))
+    train(elsewhere(SMALL, tmp_path / "run", checkpoint_every=every))
+    assert steps == saved
+
+
+def test_an_image_that_patches_do_not_cover_is_refused(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / split / name / "0.png")
+    config = TrainConfig(data=str(tmp_path), recipe="tiny100", image_size=65, batch_size=2, epochs=1, device="cpu",
+                         loader="torchvision", cache="off", workers=0, out=tmp_path / "run")  # fmt: skip
+    with pytest.raises(ValueError, match=r"image_size: expected a multiple of the patch size 8 .*, got 65"):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_options_are_refused_and_none_does_not_overwrite(undisturbed):

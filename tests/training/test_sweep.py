@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from ibvit.config import TrainConfig
+from ibvit.config import TrainConfig, command_line
 from ibvit.errors import MissingExtraError
 from ibvit.training import sweep
-from ibvit.training.sweep import SweepRun, command_line, launch, plan, sbatch_script, submit, table, train_missing
+from ibvit.training.sweep import SweepRun, launch, plan, sbatch_script, submit, table, train_missing
 
 COMMON = TrainConfig(data="digits", epochs=1, max_steps=1, latent_dim=4, hidden_dim=8, device="cpu")
 
