@@ -22,7 +22,7 @@ import tyro
 from scipy.stats import spearmanr
 
 from ibvit.analysis.copypaste import copy_paste
-from ibvit.analysis.heads import speaking_heads
+from ibvit.analysis.heads import mean_active_heads
 from ibvit.analysis.recorder import RecordOptions, write_records
 from ibvit.analysis.records import Records, open_runs
 from ibvit.analysis.similarity import similarity
@@ -86,7 +86,7 @@ def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
     rows = {seed: of_seed(result, seed) for seed in seeds}
     nats = {seed: result.nats_per_patch[at].tolist() for seed, at in rows.items()}
     active = {seed: result.active_heads[at].tolist() for seed, at in rows.items()}
-    speaking = {seed: result.speaking_heads[at].tolist() for seed, at in rows.items()}
+    speaking = {seed: result.mean_active_heads[at].tolist() for seed, at in rows.items()}
     transmitting = result.bottlenecked & (result.active_heads > 0)
     slope, error = result.slope()
     rank = float(spearmanr(np.log(result.nats_per_patch[transmitting]), result.accuracy[transmitting]).statistic)
@@ -120,7 +120,7 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
     helped = [
         run
         for run, accuracy in zip(runs, result.accuracy, strict=True)
-        if speaking_heads(run) and accuracy > alone + HELP
+        if mean_active_heads(run) and accuracy > alone + HELP
     ]
     shared = set.intersection(*({run.beta for run in helped if run.seed == seed} for seed in seeds))
     if not shared:
@@ -130,7 +130,7 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
         for beta in sorted((value for value in shared if value is not None), reverse=True)
     }
     beta, survivors = next(iter(at.items()))
-    names = [speaking_heads(run)[0] for run in survivors]
+    names = [mean_active_heads(run)[0] for run in survivors]
     probes = [copy_paste(run, [name]) for run, name in zip(survivors, names, strict=True)]
     effects = [probe.effect()[0] for probe in probes]
     shifts = [probe.shift[0, -1] for probe in probes]
@@ -139,7 +139,7 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
     alike = {
         value: similarity(pair, most=1, samples=1 << 16)
         for value, pair in at.items()
-        if value == beta or all(len(speaking_heads(run)) == 1 for run in pair)
+        if value == beta or all(len(mean_active_heads(run)) == 1 for run in pair)
     }
     return [
         Finding(

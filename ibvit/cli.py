@@ -20,6 +20,7 @@ from ibvit.command_line import TrainOptions, run_command, with_files, without_no
 from ibvit.config import LoaderName, TrainConfig
 from ibvit.data.commands import Check, DataCommand, Pack
 from ibvit.errors import MissingExtraError
+from ibvit.kinds import EndName
 
 app = tyro.extras.SubcommandApp()
 for _options in (Check, Pack):
@@ -166,7 +167,7 @@ def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
     """mu and logvar of files, or of recorded heads RUN:block.head; on the GPU if there is one."""
     import torch
 
-    from ibvit.analysis.records import as_tensor, open_runs
+    from ibvit.analysis.records import open_runs
     from ibvit.information import load_channel
 
     heads = {name: name.rpartition(":") for name in names if ":" in name and not Path(name).exists()}
@@ -177,8 +178,8 @@ def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
             run = runs[Path(folder)]
             if not run.kind.has_kl:
                 raise ValueError(f"{name}: expected a run with bottlenecks, got attention={run.attention_kind}")
-            run.place(head)  # a head that the model does not have is named as such
-            arrays: Any = [as_tensor(part).flatten(0, 1) for part in run.latent(head)]
+            run.block_and_head(head)  # a head that the model does not have is named as such
+            arrays: Any = run.channel(head)
         else:
             arrays = [torch.as_tensor(array) for array in load_channel(name)]
         mu, logvar = (array.cuda() if torch.cuda.is_available() else array for array in arrays)
@@ -190,7 +191,7 @@ def sweep(
     betas: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (0,),
     data: str = "digits",
-    attention: tuple[Literal["none", "full"], ...] = (),
+    attention: tuple[EndName, ...] = (),
     out: Path = Path("runs"),
     jobs: int = 1,
     slurm: Literal["no", "print", "submit"] = "no",

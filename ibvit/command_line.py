@@ -42,7 +42,7 @@ class TrainOptions(TrainConfig):
     """Train a vision transformer whose attention pays β per nat that it writes."""
 
     config: Path | None = None
-    """Take options from this file, a run's config.json or another JSON file; those typed beside it win (default: none)."""
+    """Take options from this file, such as a run's config.json; those typed beside it win (default: none)."""
 
     def __post_init__(self) -> None:
         """Ranges are checked by :meth:`checked`: an error inside the parser would name the parser's parts."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 KindName = Literal["ib", "full", "none"]
+EndName = Literal["none", "full"]  # the ends of the spectrum, in its order: kinds without a KL
 
 
 class Kind(NamedTuple):
@@ -33,3 +34,4 @@ KINDS: dict[KindName, Kind] = {
     "ib": Kind(True, True),
     "full": Kind(True, False, label="full attention", order=math.inf, nats=math.inf, palette=1.0),
 }
+ENDS = get_args(EndName)

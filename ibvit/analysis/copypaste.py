@@ -135,7 +135,7 @@ def copy_paste(
             with ibvit.noise(model, seed=seed):
                 _, cache = ibvit.run_with_cache(model, variant, names=list(dict.fromkeys(hooks)))
             for k, (head, latent) in enumerate(zip(heads, latents, strict=True)):
-                block, position = records.place(head)
+                block, position = records.block_and_head(head)
                 picture = torch.arange(len(base))
                 mu[k, amount, part] = (
                     cache[f"blocks.{block}.attn.hook_mu"][picture, position, patch, latent].float().cpu()

@@ -8,6 +8,7 @@ import numpy as np
 
 from ibvit.analysis.records import Records, RecordsError, RunIdentity
 from ibvit.analysis.results import Result
+from ibvit.kinds import ENDS, EndName
 
 BIN_EDGES = np.linspace(0.0, 1.0, 6)  # bits; the divergence of two distributions is at most one bit
 
@@ -34,8 +35,8 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.clip((divergence(p) + divergence(q)) / 2, 0.0, 1.0)
 
 
-def end_of_spectrum(runs: Sequence[Records], kind: str) -> Records:
-    """The first run with attention "none" or "full".
+def end_of_spectrum(runs: Sequence[Records], kind: EndName) -> Records:
+    """The first run at an end of the spectrum.
 
     Raises:
         RecordsError: there is none among `runs`.
@@ -83,7 +84,7 @@ def divergence(runs: Sequence[Records]) -> Divergence:
     Raises:
         RecordsError: a run with `none` or `full` attention is missing.
     """
-    none, full = (probabilities(end_of_spectrum(runs, kind)) for kind in ("none", "full"))
+    none, full = (probabilities(end_of_spectrum(runs, kind)) for kind in ENDS)
     every = [probabilities(run) for run in runs]
     return Divergence(
         runs=[run.identity for run in runs],

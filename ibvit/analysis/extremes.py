@@ -47,7 +47,7 @@ def extremes(records: Records, head: str, *, count: int = 6, share: float = TOP_
     Raises:
         RecordsError: the head, or its attention maps, are not in the records.
     """
-    block, position = records.place(head)
+    block, position = records.block_and_head(head)
     kl = np.asarray(records.kl[:, block, position], dtype=np.float32)  # [images, patches]
     latent = carrying_latent(records, head)
     mu = np.asarray(records.latent(head)[0][:, :, latent], dtype=np.float32)

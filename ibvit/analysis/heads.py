@@ -11,8 +11,8 @@ from ibvit.models import kl as kl_accounting
 
 LOWEST_NATS = 1e-4
 STEPS = 121
-SPEAKING_NATS = 1e-2
-"""Nats per patch, on average. One such patch makes a head active; a head that speaks spends them overall."""
+ACTIVE_NATS = 1e-2
+"""Nats per patch. A head is active if one patch spends more on it, active on average if the mean patch does."""
 
 
 def survival(kl: np.ndarray, nats: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def heads(records: Records) -> Heads:
     latents = np.zeros((blocks, per_block), dtype=np.int64)
     for name in strongest_heads(records):
         mu, logvar = records.latent(name)
-        latents[records.place(name)] = kl_accounting.active_latents(as_tensor(mu), as_tensor(logvar)).sum()
+        latents[records.block_and_head(name)] = kl_accounting.active_latents(as_tensor(mu), as_tensor(logvar)).sum()
     return Heads(
         run=records.identity,
         threshold=kl_accounting.ACTIVE_NATS,
@@ -75,16 +75,16 @@ def heads(records: Records) -> Heads:
 def strongest_heads(records: Records) -> list[str]:
     """The saved, active heads of a run, those that spend most first."""
     mean_kl = kl_accounting.per_head(as_tensor(records.kl))
-    active = [name for name in records.heads if records.active[records.place(name)]]
-    return sorted(active, key=lambda name: -float(mean_kl[records.place(name)]))
+    active = [name for name in records.heads if records.active[records.block_and_head(name)]]
+    return sorted(active, key=lambda name: -float(mean_kl[records.block_and_head(name)]))
 
 
-def speaking_heads(records: Records) -> list[str]:
-    """Those of the strongest heads that spend `SPEAKING_NATS` on the average patch: there is a message to look at.
+def mean_active_heads(records: Records) -> list[str]:
+    """Those of the strongest heads that spend `ACTIVE_NATS` on the average patch: there is a message to look at.
 
     Penalised heads end near their prior, not on it: the active ones among them send little but noise.
     """
     if records.beta is None:
         return []
     mean_kl = kl_accounting.per_head(as_tensor(records.kl))
-    return [name for name in strongest_heads(records) if mean_kl[records.place(name)] >= SPEAKING_NATS]
+    return [name for name in strongest_heads(records) if mean_kl[records.block_and_head(name)] >= ACTIVE_NATS]

@@ -69,10 +69,10 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
-def cache_command(run: Path, options: Mapping[str, Any]) -> str:
+def record_command(run: Path, options: Mapping[str, Any]) -> str:
     """The command that records a run, with `ibvit.analysis.recorder.RecordOptions` as they were given.
 
-    >>> cache_command(Path("runs/x"), {"heads": "active", "attention": True})
+    >>> record_command(Path("runs/x"), {"heads": "active", "attention": True})
     'ibvit record --run runs/x --attention'
     """
     words = [f"ibvit record --run {run}"]
@@ -114,7 +114,7 @@ class Records:
             raise RecordsError(str(error)) from error
         missing = f"{run} has no records: run `ibvit record --run {run}`"
         meta = _read_json(run / run_folder.RECORDS / "records.json", missing)
-        again = f"run `{cache_command(run, meta.get('options', {}))}`"
+        again = f"run `{record_command(run, meta.get('options', {}))}`"
         if meta.get("schema") != SCHEMA:
             raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
         if not meta["complete"]:
@@ -135,7 +135,7 @@ class Records:
             raise RecordsError(f"{self.run}/records holds no {name}: run `ibvit record --run {self.run}{option}`")
         path = self.run / run_folder.RECORDS / f"{name}.npy"
         if not path.is_file():
-            again = cache_command(self.run, self.meta.get("options", {}))
+            again = record_command(self.run, self.meta.get("options", {}))
             raise RecordsError(f"{path} is missing: run `{again}` to record it again")
         try:
             array = np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only arrays
@@ -238,7 +238,7 @@ class Records:
         """Which heads spend more than 10⁻² nats on at least one patch, [blocks, heads], bool."""
         return kl_accounting.active_heads(as_tensor(self.kl)).numpy()
 
-    def place(self, head: str) -> tuple[int, int]:
+    def block_and_head(self, head: str) -> tuple[int, int]:
         """ "11.0" → (11, 0)."""
         return kl_accounting.parse_head(head, *self.kl.shape[1:3])
 
@@ -255,6 +255,11 @@ class Records:
     def latent(self, head: str) -> tuple[np.ndarray, np.ndarray]:
         """mu and logvar of a head, [images, patches, latents] each."""
         return self._of_head("mu", head), self._of_head("logvar", head)
+
+    def channel(self, head: str) -> tuple[Tensor, Tensor]:
+        """mu and logvar of a head, [images · patches, latents] each: a channel of :mod:`ibvit.information`."""
+        mu, logvar = self.latent(head)
+        return as_tensor(mu).flatten(0, 1), as_tensor(logvar).flatten(0, 1)
 
     def attention(self, head: str) -> np.ndarray:
         """Attention maps of a head, [images, queries, keys]."""

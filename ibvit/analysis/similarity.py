@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ibvit.analysis.heads import SPEAKING_NATS, speaking_heads
-from ibvit.analysis.records import Records, RecordsError, RunIdentity, as_tensor
+from ibvit.analysis.heads import ACTIVE_NATS, mean_active_heads
+from ibvit.analysis.records import Records, RecordsError, RunIdentity
 from ibvit.analysis.results import Result
 from ibvit.information import nmi_matrix
 
@@ -39,24 +39,20 @@ class Similarity(Result):
         }
 
     def of_run(self, name: str) -> np.ndarray:
-        """Places in `heads` that belong to the run called `name`."""
-        return np.array([place for place, run in enumerate(self.runs) if run["name"] == name], dtype=np.int64)
+        """Indices into `heads` that belong to the run called `name`."""
+        return np.array([index for index, run in enumerate(self.runs) if run["name"] == name], dtype=np.int64)
 
 
 def similarity(runs: Sequence[Records], *, most: int = 16, samples: int = SAMPLES, seed: int = 0) -> Similarity:
-    """Compare the speaking heads of runs, at most the `most` strongest of each run, from `samples` draws of patches.
+    """Compare the heads that are active on average, at most the `most` strongest per run, from `samples` patches drawn.
 
     Raises:
-        RecordsError: no run has a speaking head.
+        RecordsError: no run has such a head.
     """
-    owners = [(run, head) for run in runs for head in speaking_heads(run)[:most]]
+    owners = [(run, head) for run in runs for head in mean_active_heads(run)[:most]]
     if not owners:
-        raise RecordsError(f"runs: expected at least one run with a head that spends {SPEAKING_NATS} nats per patch")
-    channels = []
-    for run, head in owners:
-        mu, logvar = run.latent(head)
-        channels.append((as_tensor(mu).flatten(0, 1), as_tensor(logvar).flatten(0, 1)))
-    matrix = nmi_matrix(channels, samples=samples, seed=seed)
+        raise RecordsError(f"runs: expected at least one run with a head that spends {ACTIVE_NATS} nats per patch")
+    matrix = nmi_matrix([run.channel(head) for run, head in owners], samples=samples, seed=seed)
     known = np.asarray(matrix.stderr) <= MOST_ERROR
     return Similarity(
         runs=[run.identity for run, _ in owners],

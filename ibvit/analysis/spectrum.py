@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ibvit.analysis.heads import speaking_heads
+from ibvit.analysis.heads import mean_active_heads
 from ibvit.analysis.records import Records, RunIdentity, as_tensor
 from ibvit.analysis.results import Result
 from ibvit.kinds import KINDS
@@ -22,7 +22,7 @@ class Spectrum(Result):
     accuracy: np.ndarray  # [runs], share of images, mean over validation passes
     accuracy_std: np.ndarray  # [runs], standard deviation over validation passes; 0 where nothing is random
     active_heads: np.ndarray  # [runs], heads above the threshold on at least one patch
-    speaking_heads: np.ndarray  # [runs], heads that spend on the average patch
+    mean_active_heads: np.ndarray  # [runs], heads that spend on the average patch
     passes: int
 
     @property
@@ -66,7 +66,7 @@ class Spectrum(Result):
             "accuracy": self.accuracy,
             "accuracy, standard deviation": self.accuracy_std,
             "active heads": self.active_heads,
-            "speaking heads": self.speaking_heads,
+            "heads active on average": self.mean_active_heads,
             "on the Pareto front": self.pareto,
         }
 
@@ -87,6 +87,6 @@ def spectrum(runs: Sequence[Records]) -> Spectrum:
         accuracy=np.array([passes.mean() for passes in correct]),
         accuracy_std=np.array([passes.std(ddof=1) if passes.size > 1 else 0.0 for passes in correct]),
         active_heads=np.array([0 if run.beta is None else int(run.active.sum()) for run in runs]),
-        speaking_heads=np.array([len(speaking_heads(run)) for run in runs]),
+        mean_active_heads=np.array([len(mean_active_heads(run)) for run in runs]),
         passes=max(len(run.logits) for run in runs),
     )

@@ -10,23 +10,24 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ibvit.analysis import copypaste, divergence, extremes, heads, klmaps, similarity, spectrum, voting
-from ibvit.analysis.heads import SPEAKING_NATS, speaking_heads
+from ibvit.analysis.heads import ACTIVE_NATS, mean_active_heads
 from ibvit.analysis.records import Records, RecordsError, open_runs
 from ibvit.analysis.results import Result
-from ibvit.figures import copypaste as draw_copypaste
-from ibvit.figures import divergence as draw_divergence
-from ibvit.figures import extremes as draw_extremes
-from ibvit.figures import heads as draw_heads
-from ibvit.figures import klmaps as draw_klmaps
-from ibvit.figures import similarity as draw_similarity
-from ibvit.figures import spectrum as draw_spectrum
-from ibvit.figures import style, votemaps
-from ibvit.figures import voting as draw_voting
+from ibvit.figures import style
+from ibvit.figures.copypaste import draw_copy_paste
+from ibvit.figures.divergence import draw_divergence
+from ibvit.figures.extremes import draw_extremes
+from ibvit.figures.heads import draw_heads
+from ibvit.figures.klmaps import draw_kl_maps
+from ibvit.figures.similarity import draw_similarity
+from ibvit.figures.spectrum import draw_spectrum
+from ibvit.figures.votemaps import draw_vote_maps
+from ibvit.figures.voting import draw_voting
 
 MOST_DIVERGENT = 0.1
 KL_MAP_IMAGES, VOTE_MAP_IMAGES = 6, 5
 
-Made = tuple[dict[str, Result], Figure]
+Drawing = tuple[dict[str, Result], Figure]
 """Results by the name they are saved under ("" for the figure's own), and the figure."""
 
 
@@ -35,101 +36,101 @@ class Entry:
     """A figure of the paper."""
 
     title: str
-    make: Callable[[Sequence[Records]], Made]
+    make: Callable[[Sequence[Records]], Drawing]
 
 
-def one_per_place(runs: Sequence[Records]) -> list[Records]:
-    """The first seed of each place in the spectrum."""
+def first_seeds(runs: Sequence[Records]) -> list[Records]:
+    """Of runs that differ in their seed alone, the first."""
     return list({run.label: run for run in reversed(runs)}.values())[::-1]
 
 
-def first_to_speak(runs: Sequence[Records], wanted: str) -> list[Records]:
-    """The runs with a head that speaks, most restricted first.
+def runs_with_messages(runs: Sequence[Records], wanted: str) -> list[Records]:
+    """The runs with a head that is active on average, most restricted first.
 
     Raises:
         RecordsError: there is none.
     """
-    speaking = [run for run in runs if speaking_heads(run)]
-    if not speaking:
-        raise RecordsError(f"{wanted} needs a run with a head that spends {SPEAKING_NATS} nats per patch or more")
-    return speaking
+    sending = [run for run in runs if mean_active_heads(run)]
+    if not sending:
+        raise RecordsError(f"{wanted} needs a run with a head that spends {ACTIVE_NATS} nats per patch or more")
+    return sending
 
 
-def _spectrum(runs: Sequence[Records]) -> Made:
+def _spectrum(runs: Sequence[Records]) -> Drawing:
     result = spectrum.spectrum(runs)
-    return {"": result}, draw_spectrum.draw(result)
+    return {"": result}, draw_spectrum(result)
 
 
-def _voting(runs: Sequence[Records]) -> Made:
-    result = voting.voting(one_per_place(runs))
-    return {"": result}, draw_voting.draw(result)
+def _voting(runs: Sequence[Records]) -> Drawing:
+    result = voting.voting(first_seeds(runs))
+    return {"": result}, draw_voting(result)
 
 
-def _kl_maps(runs: Sequence[Records]) -> Made:
+def _kl_maps(runs: Sequence[Records]) -> Drawing:
     rows = divergence.select_images(runs, KL_MAP_IMAGES, correct=True, most_divergent=MOST_DIVERGENT)
-    result = klmaps.kl_maps(one_per_place(runs), rows)
-    return {"": result}, draw_klmaps.draw(result)
+    result = klmaps.kl_maps(first_seeds(runs), rows)
+    return {"": result}, draw_kl_maps(result)
 
 
-def _heads(runs: Sequence[Records]) -> Made:
-    results = [heads.heads(run) for run in one_per_place(runs) if run.beta is not None]
+def _heads(runs: Sequence[Records]) -> Drawing:
+    results = [heads.heads(run) for run in first_seeds(runs) if run.beta is not None]
     if not results:
         raise RecordsError("figure 3 needs a run with bottlenecks (--attention ib)")
-    return {result.run["name"]: result for result in results}, draw_heads.draw(results)
+    return {result.run["name"]: result for result in results}, draw_heads(results)
 
 
-def _extremes(chosen: Sequence[tuple[Records, str]]) -> Made:
+def _extremes(chosen: Sequence[tuple[Records, str]]) -> Drawing:
     results = [extremes.extremes(run, head) for run, head in chosen]
-    return {f"{result.run['name']}-head{result.head}": result for result in results}, draw_extremes.draw(results)
+    return {f"{result.run['name']}-head{result.head}": result for result in results}, draw_extremes(results)
 
 
-def _first_heads(runs: Sequence[Records]) -> Made:
-    speaking = one_per_place(first_to_speak(runs, "figure 4"))
-    return _extremes([(run, speaking_heads(run)[0]) for run in speaking[:2]])
+def _first_heads(runs: Sequence[Records]) -> Drawing:
+    sending = first_seeds(runs_with_messages(runs, "figure 4"))
+    return _extremes([(run, mean_active_heads(run)[0]) for run in sending[:2]])
 
 
-def _other_seeds(runs: Sequence[Records]) -> Made:
-    speaking = first_to_speak(runs, "figure 11")
-    others = [run for run in speaking[1:] if run.label == speaking[0].label]
+def _other_seeds(runs: Sequence[Records]) -> Drawing:
+    sending = runs_with_messages(runs, "figure 11")
+    others = [run for run in sending[1:] if run.label == sending[0].label]
     if not others:
-        raise RecordsError(f"figure 11 needs a second seed of {speaking[0].label} with a head that speaks")
-    return _extremes([(run, speaking_heads(run)[0]) for run in others[:3]])
+        raise RecordsError(f"figure 11 needs a second seed of {sending[0].label} with a head that is active on average")
+    return _extremes([(run, mean_active_heads(run)[0]) for run in others[:3]])
 
 
-def _other_heads(runs: Sequence[Records]) -> Made:
-    speaking = one_per_place(first_to_speak(runs, "figure 12"))
-    several = [run for run in speaking if len(speaking_heads(run)) > 1]
+def _other_heads(runs: Sequence[Records]) -> Drawing:
+    sending = first_seeds(runs_with_messages(runs, "figure 12"))
+    several = [run for run in sending if len(mean_active_heads(run)) > 1]
     if not several:
-        raise RecordsError("figure 12 needs a run with more than one head that speaks")
-    return _extremes([(several[0], head) for head in speaking_heads(several[0])[:4]])
+        raise RecordsError("figure 12 needs a run with more than one head that is active on average")
+    return _extremes([(several[0], head) for head in mean_active_heads(several[0])[:4]])
 
 
-def _copy_paste(runs: Sequence[Records]) -> Made:
-    first, *more = one_per_place(first_to_speak(runs, "figure 5"))
-    chosen = [(first, speaking_heads(first)[:1]), *((run, speaking_heads(run)[:2]) for run in more[:1])]
+def _copy_paste(runs: Sequence[Records]) -> Drawing:
+    first, *more = first_seeds(runs_with_messages(runs, "figure 5"))
+    chosen = [(first, mean_active_heads(first)[:1]), *((run, mean_active_heads(run)[:2]) for run in more[:1])]
     results = [copypaste.copy_paste(run, names) for run, names in chosen]
-    return {result.run["name"]: result for result in results}, draw_copypaste.draw(results)
+    return {result.run["name"]: result for result in results}, draw_copy_paste(results)
 
 
-def _similarity(runs: Sequence[Records]) -> Made:
-    speaking = first_to_speak(runs, "figure 6")
-    repeats = [run for run in speaking if run.label == speaking[0].label]
-    others = [run for run in one_per_place(speaking) if run.label != speaking[0].label]
+def _similarity(runs: Sequence[Records]) -> Drawing:
+    sending = runs_with_messages(runs, "figure 6")
+    repeats = [run for run in sending if run.label == sending[0].label]
+    others = [run for run in first_seeds(sending) if run.label != sending[0].label]
     result = similarity.similarity([*repeats, *others[:2]])
-    return {"": result}, draw_similarity.draw(result)
+    return {"": result}, draw_similarity(result)
 
 
-def _divergence(runs: Sequence[Records]) -> Made:
-    result = divergence.divergence(one_per_place(runs))
-    return {"": result}, draw_divergence.draw(result)
+def _divergence(runs: Sequence[Records]) -> Drawing:
+    result = divergence.divergence(first_seeds(runs))
+    return {"": result}, draw_divergence(result)
 
 
-def _vote_maps(correct: bool, most_divergent: float | None) -> Callable[[Sequence[Records]], Made]:
-    def make(runs: Sequence[Records]) -> Made:
+def _vote_maps(correct: bool, most_divergent: float | None) -> Callable[[Sequence[Records]], Drawing]:
+    def make(runs: Sequence[Records]) -> Drawing:
         rows = divergence.select_images(runs, VOTE_MAP_IMAGES, correct=correct, most_divergent=most_divergent)
-        places = one_per_place(runs)
-        votes, maps = voting.vote_maps(places, rows), klmaps.kl_maps(places, rows)
-        return {"votes": votes, "kl": maps}, votemaps.draw(votes, maps)
+        firsts = first_seeds(runs)
+        votes, maps = voting.vote_maps(firsts, rows), klmaps.kl_maps(firsts, rows)
+        return {"votes": votes, "kl": maps}, draw_vote_maps(votes, maps)
 
     return make
 

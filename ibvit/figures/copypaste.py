@@ -11,7 +11,7 @@ from ibvit.analysis.copypaste import CopyPaste
 from ibvit.figures import style
 
 
-def draw(results: Sequence[CopyPaste]) -> Figure:
+def draw_copy_paste(results: Sequence[CopyPaste]) -> Figure:
     """Above: one image with more and more copies, and the attention of the copied patch in the first head.
     Below: μ_aug − μ_0 against μ_0, a panel a head."""
     panels = [(result, k) for result in results for k in range(len(result.heads))]

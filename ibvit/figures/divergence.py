@@ -8,7 +8,7 @@ from ibvit.analysis.divergence import BIN_EDGES, Divergence
 from ibvit.figures import style
 
 
-def draw(result: Divergence) -> Figure:
+def draw_divergence(result: Divergence) -> Figure:
     """A stacked bar a run: share of validation images in each bin, from `none` above and from `full` below."""
     figure = style.new_figure(style.COLUMN, 3.6)
     rows = figure.subplots(2, 1, sharex=True)

@@ -10,7 +10,7 @@ from ibvit.analysis.extremes import Extremes
 from ibvit.figures import style
 
 
-def draw(results: Sequence[Extremes]) -> Figure:
+def draw_extremes(results: Sequence[Extremes]) -> Figure:
     """Two rows a head: the image with the patch outlined, and the patch's attention over it."""
     sides = [[np.flatnonzero(result.mu < 0), np.flatnonzero(result.mu > 0)] for result in results]
     half = max(places.size for pair in sides for places in pair)

@@ -11,7 +11,7 @@ from ibvit.analysis.heads import Heads
 from ibvit.figures import style
 
 
-def draw(results: Sequence[Heads]) -> Figure:
+def draw_heads(results: Sequence[Heads]) -> Figure:
     """A row a run: P(KL ≥ x) with a line a head, and the grid of active heads with block 0 at the bottom.
 
     Lines and cells of one block have one colour.

@@ -6,7 +6,7 @@ from ibvit.analysis.klmaps import KLMaps
 from ibvit.figures import style
 
 
-def draw(result: KLMaps) -> Figure:
+def draw_kl_maps(result: KLMaps) -> Figure:
     """A row an image, a column a run; the bar under each column gives its range in nats."""
     rows, columns = len(result.index), 1 + len(result.runs)
     size = style.PAGE / columns

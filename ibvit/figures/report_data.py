@@ -14,7 +14,7 @@ from PIL import Image
 from ibvit.analysis.copypaste import copy_paste
 from ibvit.analysis.divergence import probabilities, select_images, softmax
 from ibvit.analysis.extremes import Extremes, extremes
-from ibvit.analysis.heads import heads, speaking_heads, strongest_heads
+from ibvit.analysis.heads import heads, mean_active_heads, strongest_heads
 from ibvit.analysis.images import read_images
 from ibvit.analysis.records import Records
 from ibvit.analysis.similarity import SAMPLES, Similarity, similarity
@@ -85,18 +85,18 @@ def _patches(result: Extremes, chosen: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _neighbours(likeness: Similarity | None, run: str, head: str) -> list[dict[str, Any]]:
-    places = [] if likeness is None else [k for k in likeness.of_run(run) if likeness.heads[k] == head]
-    if likeness is None or not places:
-        return []  # a head that hardly says anything is like none
-    place = places[0]
-    known = np.isfinite(likeness.nmi[place])
-    nearest = [k for k in np.argsort(-likeness.nmi[place], kind="stable") if k != place and known[k]][:NEIGHBOURS]
+    own = [] if likeness is None else [k for k in likeness.of_run(run) if likeness.heads[k] == head]
+    if likeness is None or not own:
+        return []  # the similarity of a head that sends little is not known
+    here = own[0]
+    known = np.isfinite(likeness.nmi[here])
+    nearest = [k for k in np.argsort(-likeness.nmi[here], kind="stable") if k != here and known[k]][:NEIGHBOURS]
     return [
         {
             "run": likeness.runs[k]["name"],
             "head": likeness.heads[k],
-            "nmi": float(likeness.nmi[place, k]),
-            "stderr": float(likeness.stderr[place, k]),
+            "nmi": float(likeness.nmi[here, k]),
+            "stderr": float(likeness.stderr[here, k]),
         }
         for k in nearest
     ]
@@ -153,7 +153,7 @@ def _image(records: Records, row: int) -> dict[str, Any]:
     }
     if records.beta is not None:
         names = strongest_heads(records)
-        nats = np.array([records.kl[(row, *records.place(name))] for name in names]).reshape(len(names), -1)
+        nats = np.array([records.kl[(row, *records.block_and_head(name))] for name in names]).reshape(len(names), -1)
         entry["kl"] = {"heads": names, "nats": pack(nats, float(nats.max(initial=0.0)))}
         shown = names[:DETAILED_HEADS]
         entry["attention"] = {name: pack_rows(np.asarray(records.attention(name)[row], np.float32)) for name in shown}
@@ -170,29 +170,30 @@ def report_data(runs: Sequence[Records], *, images: int = 12, samples: int = SAM
     Raises:
         RecordsError: a run was recorded without attention maps.
     """
-    first, place = runs[0], spectrum(runs)
+    first, measured = runs[0], spectrum(runs)
     rows = select_images(runs, images, seed=seed)
     pictures = _Pictures()
     pictures.add(first.index[rows], read_images(first, rows))
-    transmitting = [run for run in runs if speaking_heads(run)]
-    likeness = similarity(transmitting, most=DETAILED_HEADS, samples=samples, seed=seed) if transmitting else None
+    sending = [run for run in runs if mean_active_heads(run)]
+    likeness = similarity(sending, most=DETAILED_HEADS, samples=samples, seed=seed) if sending else None
     entries = []
     for k, run in enumerate(runs):
         entry: dict[str, Any] = {
             **run.identity,
             "color": style.color(run.identity),
-            "nats": None if np.isinf(place.nats_per_patch[k]) else float(place.nats_per_patch[k]),
-            "accuracy": float(place.accuracy[k]),
-            "accuracyStd": float(place.accuracy_std[k]),
-            "active": int(place.active_heads[k]),
-            "speaking": int(place.speaking_heads[k]),
+            "hasKl": run.kind.has_kl,
+            "nats": None if np.isinf(measured.nats_per_patch[k]) else float(measured.nats_per_patch[k]),
+            "accuracy": float(measured.accuracy[k]),
+            "accuracyStd": float(measured.accuracy_std[k]),
+            "active": int(measured.active_heads[k]),
+            "mean_active": int(measured.mean_active_heads[k]),
             "images": [_image(run, row) for row in rows],
         }
         if run.beta is not None:
             entry["firing"] = _firing(run)
             entry["details"] = _head_details(run, likeness, pictures)
         entries.append(entry)
-    slope, error = place.slope()
+    slope, error = measured.slope()
     return {
         "data": Path(first.config["data"]).name,
         "slope": None if np.isnan(slope) else [slope, None if np.isnan(error) else error],

@@ -10,7 +10,7 @@ from ibvit.figures import style
 MOST_NUMBERS = 70  # of cells, each with its value
 
 
-def draw(result: Similarity) -> Figure:
+def draw_similarity(result: Similarity) -> Figure:
     """Left: bars with standard errors against the first head of the first run. Right: the heads of the two runs that
     follow it in the spectrum, against each other. A question mark: too little is said to tell."""
     figure = style.new_figure(style.PAGE, 2.6)

@@ -10,7 +10,7 @@ from ibvit.figures import style
 from ibvit.kinds import KINDS
 
 
-def draw(result: Spectrum) -> Figure:
+def draw_spectrum(result: Spectrum) -> Figure:
     """Runs with bottlenecks on a log axis, the two ends of the spectrum in panels of their own on either side."""
     figure = style.new_figure(style.COLUMN, 2.7)
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[1, 7, 1])

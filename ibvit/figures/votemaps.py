@@ -11,7 +11,7 @@ from ibvit.figures import style
 GAP = 0.12  # between one image's rows and the next one's, in heights of a map
 
 
-def draw(votes: VoteMaps, maps: KLMaps) -> Figure:
+def draw_vote_maps(votes: VoteMaps, maps: KLMaps) -> Figure:
     """Two rows an image, a column a run: the votes in three colours, and the KL map of the runs with bottlenecks."""
     images, columns = len(votes.index), 1 + len(votes.runs)
     size = style.PAGE / columns

@@ -6,7 +6,7 @@ from ibvit.analysis.voting import Voting
 from ibvit.figures import style
 
 
-def draw(result: Voting) -> Figure:
+def draw_voting(result: Voting) -> Figure:
     """Effective number of classes against the range of patch logits; medians with interquartile ranges on top."""
     figure = style.new_figure(style.COLUMN, 2.7)
     axes = figure.subplots()

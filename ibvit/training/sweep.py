@@ -22,7 +22,7 @@ import torch
 from ibvit.config import TrainConfig, command_line
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import MissingExtraError
-from ibvit.kinds import KINDS
+from ibvit.kinds import KINDS, EndName
 from ibvit.run_folder import CONFIG, LOG, MODEL, read_metrics
 from ibvit.training.run import check_same_run
 
@@ -63,7 +63,7 @@ class SweepRun:
 def launch(
     betas: Sequence[float],
     seeds: Sequence[int],
-    ends: Sequence[Literal["none", "full"]],
+    ends: Sequence[EndName],
     common: TrainConfig,
     folder: Path,
     *,
@@ -102,7 +102,7 @@ def launch(
 def plan(
     betas: Sequence[float],
     seeds: Sequence[int],
-    ends: Sequence[Literal["none", "full"]],
+    ends: Sequence[EndName],
     common: TrainConfig,
     folder: Path,
 ) -> list[SweepRun]:

@@ -52,7 +52,7 @@ def test_each_fails_where_it_should() -> None:
     assert holds(replace(AS_IN_THE_PAPER, accuracy=np.array([0.5, 0.8, 0.7, 0.6, 1.0])))[1] is False
     assert holds(replace(AS_IN_THE_PAPER, active_heads=np.array([0, 4, 2, 1, 0])))[2] is False
     assert holds(replace(AS_IN_THE_PAPER, active_heads=np.array([0, 4, 4, 4, 0])))[2] is False
-    assert holds(replace(AS_IN_THE_PAPER, speaking_heads=np.array([0, 1, 4, 2, 0])))[2] is False
+    assert holds(replace(AS_IN_THE_PAPER, mean_active_heads=np.array([0, 1, 4, 2, 0])))[2] is False
 
 
 def test_active_heads_are_asked_for_their_trend_only() -> None:

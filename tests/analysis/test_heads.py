@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ibvit.analysis.heads import Heads, heads, speaking_heads, strongest_heads, survival
+from ibvit.analysis.heads import Heads, heads, mean_active_heads, strongest_heads, survival
 from ibvit.analysis.records import Records
 from tests.analysis.constructed import PATCHES
 
@@ -32,8 +32,8 @@ def test_strongest_head_comes_first(spectrum_runs: list[Records]) -> None:
 def test_a_head_that_spends_on_few_patches_is_active_but_does_not_speak(make_run) -> None:
     records = Records.open(make_run("run", "ib", active={"0.1": 0.1, "1.0": 0.5}))  # on one patch of 32
     assert strongest_heads(records) == ["1.0", "0.1"]
-    assert speaking_heads(records) == ["1.0"]
-    assert speaking_heads(Records.open(make_run("full", "full"))) == []
+    assert mean_active_heads(records) == ["1.0"]
+    assert mean_active_heads(Records.open(make_run("full", "full"))) == []
 
 
 def test_round_trip(spectrum_runs: list[Records], tmp_path) -> None:

@@ -38,7 +38,7 @@ def test_latents_give_the_recorded_kl(digits_run: Path) -> None:
     for head in records.heads:
         mu, logvar = records.latent(head)
         nats = 0.5 * (np.exp(logvar) + mu**2 - 1 - logvar).sum(axis=2)
-        block, position = records.place(head)
+        block, position = records.block_and_head(head)
         np.testing.assert_allclose(nats, records.kl[:, block, position], rtol=1e-3, atol=1e-3)
 
 

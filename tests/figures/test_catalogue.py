@@ -11,9 +11,9 @@ from ibvit.analysis.heads import heads
 from ibvit.analysis.records import Records, RecordsError
 from ibvit.analysis.spectrum import Spectrum, spectrum
 from ibvit.figures import catalogue, style
-from ibvit.figures import heads as draw_heads
-from ibvit.figures import spectrum as draw_spectrum
-from ibvit.figures.catalogue import FIGURES, make_figure, make_figures, one_per_place
+from ibvit.figures.catalogue import FIGURES, first_seeds, make_figure, make_figures
+from ibvit.figures.heads import draw_heads
+from ibvit.figures.spectrum import draw_spectrum
 
 
 def test_every_figure_of_the_paper_is_there() -> None:
@@ -60,7 +60,7 @@ def test_nothing_is_cut_off(name: str, drawn: tuple[Path, dict[str, Figure]]) ->
 
 def test_spectrum_shows_every_run_at_its_place(varied_runs: list[Records]) -> None:
     result = spectrum(varied_runs)
-    left, middle, right = draw_spectrum.draw(result).axes
+    left, middle, right = draw_spectrum(result).axes
     marks = [len(axes.containers) for axes in (left, middle, right)]
     assert marks == [1, 4, 1]
     shown = sorted(float(bar[0].get_xdata()[0]) for bar in middle.containers)
@@ -68,15 +68,15 @@ def test_spectrum_shows_every_run_at_its_place(varied_runs: list[Records]) -> No
 
 
 def test_heads_draws_a_line_for_each_active_head(varied_runs: list[Records]) -> None:
-    results = [heads(run) for run in one_per_place(varied_runs) if run.beta is not None]
-    axes = draw_heads.draw(results).axes
+    results = [heads(run) for run in first_seeds(varied_runs) if run.beta is not None]
+    axes = draw_heads(results).axes
     counts = [len(panel.lines) - 1 for panel in axes[::2]]  # one line is the threshold
     assert counts == [1, 2, 3]
 
 
 def test_saved_results_draw_the_same_figure(varied_runs: list[Records], tmp_path: Path) -> None:
     make_figure("1b", varied_runs, tmp_path)
-    again = draw_spectrum.draw(Spectrum.load(tmp_path / "fig1b"))
+    again = draw_spectrum(Spectrum.load(tmp_path / "fig1b"))
     assert len(again.axes) == 3
 
 
@@ -95,7 +95,7 @@ def test_unknown_figure_names_the_valid_ones(varied_runs: list[Records], tmp_pat
         ("3", slice(0, 1), "needs a run with bottlenecks"),
         ("4", slice(0, 1), "figure 4 needs a run with a head that spends"),
         ("11", slice(2, None), "second seed of β = 10"),
-        ("12", slice(0, 3), "more than one head that speaks"),
+        ("12", slice(0, 3), "more than one head that is active on average"),
     ],
 )
 def test_missing_runs_are_named(
@@ -118,4 +118,4 @@ def test_all_says_what_it_cannot_draw(
 
 def test_colour_follows_the_place_alone(varied_runs: list[Records]) -> None:
     assert style.color(varied_runs[1].identity) == style.color(varied_runs[2].identity)
-    assert catalogue.one_per_place(varied_runs)[1].seed == 0
+    assert catalogue.first_seeds(varied_runs)[1].seed == 0

@@ -74,7 +74,7 @@ function pressable(node, label, pressed, act) {
 }
 
 function drawSpectrum() {
-  const finite = data.runs.filter((entry) => entry.attention === "ib" && entry.nats > 0).map((entry) => entry.nats);
+  const finite = data.runs.filter((entry) => entry.hasKl && entry.nats > 0).map((entry) => entry.nats);
   const low = finite.length ? Math.min(...finite) : 0.1, high = finite.length ? Math.max(...finite) : 10;
   const x = { low: low / 8, high: high * 8, log: true, label: "nats per patch (left: no attention, right: full attention)" };
   const accuracies = data.runs.flatMap((entry) => [-1, 1].map((side) => 100 * (entry.accuracy + side * entry.accuracyStd)));
@@ -82,13 +82,13 @@ function drawSpectrum() {
   const y = { low: Math.min(...accuracies) - margin, high: Math.max(...accuracies) + margin, label: "accuracy (%)" };
   const { svg, place } = chart(560, 250, x, y);
   data.runs.forEach((entry, position) => {
-    const nats = entry.attention === "none" ? low / 5 : entry.attention === "full" ? high * 5 : Math.max(entry.nats, low / 3);
+    const nats = entry.nats === null ? high * 5 : entry.hasKl ? Math.max(entry.nats, low / 3) : low / 5;
     const [a, b] = place(nats, 100 * entry.accuracy), spread = 100 * entry.accuracyStd;
     if (spread > 0) {
       const [, above] = place(nats, 100 * entry.accuracy + spread), [, below] = place(nats, 100 * entry.accuracy - spread);
       svg.append(drawn("path", { class: "axis", d: `M${a} ${above}V${below}` }));
     }
-    const label = `${named(entry)}: ${percent(entry.accuracy)}${entry.attention === "ib" ? `, ${tidy(entry.nats)} nats per patch` : ""}`;
+    const label = `${named(entry)}: ${percent(entry.accuracy)}${entry.hasKl ? `, ${tidy(entry.nats)} nats per patch` : ""}`;
     const dot = drawn("circle", { class: "point", cx: a, cy: b, r: 6, fill: entry.color });
     svg.append(pressable(dot, label, position === chosen.run, () => keepFocus("#spectrum .point", position, () => chooseRun(position))));
   });
@@ -339,5 +339,5 @@ read().then((document) => {
   data = document;
   listen();
   chooseView("heads");
-  chooseRun(Math.max(0, data.runs.findIndex((entry) => entry.speaking > 0)));
+  chooseRun(Math.max(0, data.runs.findIndex((entry) => entry.mean_active > 0)));
 });
