@@ -66,8 +66,11 @@ def evaluate(
     seed: int = 0,
     data: str | None = None,
     loader: LoaderName | None = None,
+    accept_changed_data: bool = False,
 ) -> None:
     """Validate a run's model: accuracy (mean and s.d. over noisy passes) and information.
+
+    The newest weights of the run are taken; the result says of which step they are.
 
     Args:
         run: run folder.
@@ -76,10 +79,21 @@ def evaluate(
         seed: of the noise.
         data: the folder of the data set, if it has moved (default: as in the run).
         loader: of its images (default: as in the run).
+        accept_changed_data: validate on other files than the run's, of the same classes.
     """
     from ibvit.training.commands import evaluate_run
 
-    print(evaluate_run(run, repeats=repeats, noise=noise, seed=seed, data=data, loader=loader))
+    print(
+        evaluate_run(
+            run,
+            repeats=repeats,
+            noise=noise,
+            seed=seed,
+            data=data,
+            loader=loader,
+            accept_changed_data=accept_changed_data,
+        )
+    )
 
 
 @app.command(name="env")
@@ -104,6 +118,7 @@ def record(
     dtype: Literal["float32", "float16"] = "float32",
     passes: int = 10,
     seed: int = 0,
+    accept_changed_data: bool = False,
 ) -> None:
     """Record what finished runs do with every validation image: the basis of figures and report.
 
@@ -114,11 +129,14 @@ def record(
         dtype: of mu, logvar, votes and attention.
         passes: noisy validation passes, for error bars on accuracy.
         seed: of the noise.
+        accept_changed_data: record another validation set than the run's, of the same classes.
     """
     from ibvit.analysis.recorder import RecordOptions, write_records
 
     for folder in run:
-        write_records(folder, RecordOptions(heads, attention, dtype, passes, seed))
+        write_records(
+            folder, RecordOptions(heads, attention, dtype, passes, seed), accept_changed_data=accept_changed_data
+        )
 
 
 @wraps(record)

@@ -105,8 +105,10 @@ def run_command(command: Callable[[], Any]) -> None:
         logging.getLogger("ibvit").setLevel(logging.INFO)
     try:
         command()
-    except (ValueError, TypeError, FileNotFoundError, UserError) as error:
+    except (ValueError, TypeError, UserError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}: {error.filename}" if error.filename else f"error: {error}")
     except Interrupted as stop:
         print(f"{stop}; run the same command to resume", file=sys.stderr)
         sys.exit(stop.exit_code)

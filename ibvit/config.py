@@ -24,7 +24,7 @@ class TrainConfig:
     attention: Literal["ib", "full", "none"] = "ib"
     """ib: a bottleneck on every head; full: the unmodified ViT; none: no attention, independent patches."""
     data: str = "digits"
-    """digits, repetition, or a folder with train/<class>/ and val/<class>/ images."""
+    """digits, repetition, or a folder with train/<class>/ and val/<class>/ images (./digits is a folder)."""
     recipe: str | None = None
     """Model size and schedule: digits, repetition, tiny100 or imagenet100 (default: by --data)."""
     out: Path | None = None
@@ -91,6 +91,8 @@ class TrainConfig:
     resume: str = "auto"
     """auto: resume from the checkpoint in the run folder, if any; none: refuse to overwrite a run;
     or the path of a checkpoint."""
+    accept_changed_data: bool = False
+    """Resume although the data set is not the one that the run began with."""
     track: Literal["none", "tensorboard", "wandb"] = "none"
     """Also send metrics to TensorBoard (in the run folder) or Weights & Biases."""
 
@@ -151,7 +153,7 @@ class RunConfig(TrainConfig):
 # What may differ when a run is resumed: where and how it runs, not what it computes.
 _FREE = {
     "out", "device", "impl", "compile", "cuda_graph", "max_steps", "loader", "cache", "workers", "eval_every",
-    "eval_repeats", "checkpoint_every", "resume", "track", "data", "accumulate",
+    "eval_repeats", "checkpoint_every", "resume", "track", "data", "accumulate", "accept_changed_data",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ figures/             pictures of this run
 evaluation.json      the last `ibvit eval`
 bad_images.txt       files that were replaced or converted
 train.log            what training printed, in a sweep
+.lock                names the process that trains, as long as it runs
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FIGURES = "figures"
 EVALUATION = "evaluation.json"
 BAD_IMAGES = "bad_images.txt"
 LOG = "train.log"
+LOCK = ".lock"
 
 
 def read_config(folder: Path, argument: str = "run") -> dict[str, Any]:

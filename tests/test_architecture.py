@@ -15,6 +15,7 @@ ABOVE = {"cli", "analysis", "figures", "training"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
+    "files": set(),
     "progress": set(),
     "run_folder": set(),
     "registration": {"models"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "analysis": {"analysis", "models", "data", "ops", "config", "information", "training"},
     "figures": {"figures", "analysis"},
 }
-GROUND = {"errors", "kinds", "progress", "run_folder"}  # these import nothing of ibvit, and all may import them
+GROUND = {"errors", "files", "kinds", "progress", "run_folder"}  # all may import them
 KERNEL_USERS = {"ops", "information"}
 
 

@@ -152,7 +152,7 @@ def test_an_empty_class_folder_is_named(tmp_path):
 
 def test_a_truncated_checkpoint_is_an_error_when_it_is_named(tmp_path):
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match=r"cut\.pt is truncated or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.pt is damaged or not a checkpoint"):
         train(elsewhere(SMALL, tmp_path / "run", resume=str(tmp_path / "cut.pt")))
     assert not (tmp_path / "run").exists()
 

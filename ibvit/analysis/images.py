@@ -53,7 +53,7 @@ def to_uint8(records: Records, images: Tensor) -> np.ndarray:
 
     The grey values of the built-in data sets are spread from black to white.
     """
-    if Path(records.config["data"]).is_dir():
+    if records.config["data"] not in BUILT_IN and Path(records.config["data"]).is_dir():
         pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     else:
         low, high = images.min(), images.max()

@@ -20,12 +20,14 @@ from ibvit import ops
 from ibvit.analysis.images import open_data
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter, as_tensor, sha256
 from ibvit.data.build import DataSet, DataSpec
+from ibvit.data.identity import Identity
 from ibvit.data.types import Batch
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
+from ibvit.models.weights import fingerprint_of, read_facts
 from ibvit.progress import Progress
 from ibvit.run_folder import CONFIG, MODEL
-from ibvit.training.run import stored_config
+from ibvit.training.run import check_same_data, stored_config
 
 log = logging.getLogger(__name__)
 
@@ -51,38 +53,54 @@ class RecordOptions:
             raise ValueError(f"passes: expected at least 1, got {self.passes}")
 
 
-def write_records(run_dir: str | Path, options: RecordOptions | None = None) -> Records:
-    """Record what a finished run does with every validation image; resumes where an interrupted call stopped.
+def write_records(
+    run_dir: str | Path, options: RecordOptions | None = None, *, accept_changed_data: bool = False
+) -> Records:
+    """Record what a run's newest weights do with every validation image; resumes where an interrupted call stopped.
 
     Pass k draws the noise of repeat k of `ibvit eval` with the same seed.
 
     Raises:
-        RecordsError: the folder holds no finished run.
+        RecordsError: the folder holds no run, or one without weights.
+        ValueError: the validation set is not the run's, and `accept_changed_data` is not given.
     """
     run = Path(run_dir)
     for name in (CONFIG, MODEL):
         if not (run / name).is_file():
-            raise RecordsError(f"{run} is not a finished run: it has no {name}")
-    data = open_data(DataSpec.of(stored_config(run)))
+            raise RecordsError(f"{run} is not a run with weights: it has no {name}")
+    stored = stored_config(run)
+    data = open_data(DataSpec.of(stored))
     try:
-        _Recorder(run, data, options or RecordOptions()).record()
+        identity = data.identity().only("val")
+        check_same_data(run, stored.data, identity, accept_changed_data)
+        log.info("%s: weights of %s", run, _state(run))
+        _Recorder(run, data, identity, options or RecordOptions()).record()
     finally:
         data.close()
     return Records.open(run)
 
 
+def _state(run: Path) -> str:
+    facts = read_facts(run / MODEL)
+    if "step" not in facts:
+        return f"{run / MODEL}, which does not say of which step"
+    finished = "" if facts["epoch"] == facts["epochs"] else "; the run is not finished"
+    return f"step {facts['step']}, {facts['epoch']} of {facts['epochs']} epochs{finished}"
+
+
 class _Recorder:
     """One call of `write_records`."""
 
-    def __init__(self, run: Path, data: DataSet, options: RecordOptions) -> None:
+    def __init__(self, run: Path, data: DataSet, identity: Identity, options: RecordOptions) -> None:
         self.run, self.loader, self.images, self.options = run, data.val, data.sizes[1], options
         self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         self.passes = options.passes if model.has_kl else 1
         self.writer = RecordsWriter(
             run,
             {
-                "config_sha256": sha256((run / CONFIG).read_bytes()),
-                "weights_sha256": sha256((run / MODEL).read_bytes()),
+                "weights_sha256": fingerprint_of(run / MODEL),
+                "weights": read_facts(run / MODEL),
+                "files_sha256": identity.sha256["val"],
                 "options": asdict(options),
                 "classes": list(data.classes),
                 "model": {

@@ -29,6 +29,7 @@ from torch import Tensor
 from ibvit import run_folder
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
+from ibvit.models.weights import fingerprint_of
 
 SCHEMA = "ibvit-records/1"
 
@@ -53,6 +54,8 @@ class RunIdentity(TypedDict):
     attention: KindName
     beta: float | None
     seed: int
+    weights_sha256: str
+    data_sha256: str
 
 
 class RecordsError(ValueError):
@@ -90,6 +93,11 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
         raise RecordsError(f"{path} is damaged ({error})") from None
 
 
+def _are_the_weights(path: Path, digest: str) -> bool:
+    """Whether a file holds the weights of records; those of the first edition have the digest of the file itself."""
+    return fingerprint_of(path) == digest or sha256(path.read_bytes()) == digest
+
+
 @dataclass(frozen=True)
 class Records:
     """The records of one run, read lazily. Open them with `Records.open` or, for several runs, `open_runs`."""
@@ -120,8 +128,10 @@ class Records:
         if not meta["complete"]:
             raise RecordsError(f"{run}/records is unfinished: {again} to resume where it stopped")
         weights = run / run_folder.MODEL
-        if weights.is_file() and sha256(weights.read_bytes()) != meta["weights_sha256"]:
-            raise RecordsError(f"{run}/records belongs to other weights than model.safetensors: {again}")
+        if weights.is_file() and not _are_the_weights(weights, meta["weights_sha256"]):
+            step = meta.get("weights", {}).get("step")
+            of = "" if step is None else f" (they are of step {step})"
+            raise RecordsError(f"{run}/records belongs to other weights than model.safetensors{of}: {again}")
         records = cls(run, config, meta)
         for name in meta["arrays"]:
             records.array(name)
@@ -184,6 +194,8 @@ class Records:
             "attention": self.attention_kind,
             "beta": self.beta,
             "seed": self.seed,
+            "weights_sha256": self.meta["weights_sha256"],
+            "data_sha256": self.meta["data_sha256"],
         }
 
     @property

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from ibvit.files import write_text, written_aside
+
 
 def _stem(path: str | Path) -> Path:
     """`path` without a trailing .npz, .json or .csv; dots elsewhere in the name (β = 0.1) stay."""
@@ -52,18 +54,19 @@ class Result:
         for name, array in arrays.items():
             if array.dtype.hasobject:  # a pickle, which `load` refuses
                 raise ValueError(f"{name}: expected an array of numbers or text, got {array.dtype}")
-        np.savez_compressed(f"{stem}.npz", **arrays)
+        with written_aside(Path(f"{stem}.npz")) as partial:
+            np.savez_compressed(partial, **arrays)
         document = {"result": type(self).__name__, **facts}
-        Path(f"{stem}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        write_text(Path(f"{stem}.json"), json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         self.save_csv(stem)
 
     def save_csv(self, stem: str | Path) -> None:
         """Write `stem`.csv alone."""
         columns = {name: list(np.asarray(values)) for name, values in self.columns().items()}
-        with open(f"{_stem(stem)}.csv", "w", newline="") as file:
+        with written_aside(Path(f"{_stem(stem)}.csv")) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerows(map(_plain, row) for row in zip(*columns.values(), strict=True))
 
     @classmethod
     def load(cls, stem: str | Path) -> Self:
@@ -82,3 +85,8 @@ class Result:
             raise ValueError(f"stem: {stem}.json holds a {kind}, expected a {cls.__name__}")
         with np.load(f"{stem}.npz", allow_pickle=False) as arrays:
             return cls(**facts, **{name: arrays[name] for name in arrays.files})
+
+
+def _plain(cell: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell

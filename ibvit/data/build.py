@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
@@ -12,10 +14,11 @@ from torch import Tensor
 
 from ibvit.config import CacheName, LoaderName, RunConfig
 from ibvit.data.files.bad_files import BadFiles
+from ibvit.data.identity import Identity
 from ibvit.data.loaders.memory import MemoryLoader
 from ibvit.data.plans.augment import Augmentation
 from ibvit.data.plans.schedule import Training, Validation
-from ibvit.data.sets.built_in import BUILT_IN
+from ibvit.data.sets.built_in import BUILT_IN, BuiltIn, is_built_in
 from ibvit.data.types import Loader
 from ibvit.run_folder import BAD_IMAGES
 
@@ -31,6 +34,7 @@ class DataSet:
     val: Loader
     classes: tuple[str, ...]
     sizes: tuple[int, int]  # images in train and val
+    identity: Callable[[], Identity]  # of a folder it looks at every file
     bad: BadFiles | None = None  # broken files met so far, of an image folder
 
     def close(self) -> None:
@@ -80,9 +84,9 @@ def build_data(spec: DataSpec, *, rank: int, world_size: int, device: torch.devi
             f"batch_size: expected a multiple of processes × accumulate = {world_size} × {spec.accumulate}, "
             f"got {spec.batch_size}"
         )
-    if Path(spec.data).is_dir():
-        return _folder(spec, rank, world_size, device)
-    return _in_memory(spec, rank, world_size)
+    if is_built_in(spec.data):
+        return _in_memory(spec, rank, world_size)
+    return _folder(spec, rank, world_size, device)
 
 
 def _in_memory(spec: DataSpec, rank: int, world_size: int) -> DataSet:
@@ -101,7 +105,15 @@ def _in_memory(spec: DataSpec, rank: int, world_size: int) -> DataSet:
         MemoryLoader(Validation(augmentation, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size), lambda epoch: val),
         data.CLASSES,
         (data.TRAIN_SIZE, len(val[1])),
+        lambda: _identity(spec.data, data, len(val[1])),
     )
+
+
+def _identity(name: str, data: BuiltIn, val_images: int) -> Identity:
+    """A built-in data set is its definition."""
+    images = {"train": data.TRAIN_SIZE, "val": val_images}
+    digests = {split: sha256(f"{name} {data.VERSION} {split}".encode()).hexdigest() for split in images}
+    return Identity(data.CLASSES, images, digests)
 
 
 def _folder(spec: DataSpec, rank: int, world_size: int, device: torch.device) -> DataSet:
@@ -123,4 +135,4 @@ def _folder(spec: DataSpec, rank: int, world_size: int, device: torch.device) ->
         device=device,
         record=spec.bad_images,
     )
-    return DataSet(loaders.train, loaders.val, loaders.classes, loaders.sizes, loaders.bad)
+    return DataSet(loaders.train, loaders.val, loaders.classes, loaders.sizes, loaders.identity, loaders.bad)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ibvit.analysis.records import Records
 from ibvit.figures.report_data import report_data
+from ibvit.files import write_text
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -34,5 +35,5 @@ def write_report(runs: Sequence[Records], out: str | Path, **options: Any) -> Pa
     """Measure runs (in the order of `open_runs`) and write the page; options as in `report_data`."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(report_data(runs, **options)))
+    write_text(path, render(report_data(runs, **options)))
     return path

@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ibvit.analysis.records import RunIdentity
+from ibvit.files import written_aside
 from ibvit.kinds import KINDS
 
 COLUMN = 3.25
@@ -125,4 +126,5 @@ def save(figure: Figure, stem: str | Path) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout stands: no need to find it again for each file
     for suffix in ("png", "pdf"):
-        figure.savefig(f"{stem}.{suffix}")
+        with written_aside(Path(f"{stem}.{suffix}")) as partial:
+            figure.savefig(partial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from ibvit import ops, run_folder
 from ibvit.kinds import KindName
 from ibvit.models.vit import VisionTransformer
+from ibvit.models.weights import read_weights, save_weights
 
 _POOLING: dict[str, Any] = {"class_token": False, "reg_tokens": 0, "global_pool": "avg", "fc_norm": False}
 
@@ -147,13 +149,13 @@ def _square_below(count: int) -> int:
     return int(count**0.5) ** 2
 
 
-def save_model(model: VisionTransformer, directory: Path) -> None:
-    """Write the weights to ``model.safetensors`` (the run's ``config.json`` beside it tells how to build the model)."""
-    from safetensors.torch import save_file
+def save_model(model: VisionTransformer, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write the weights to ``model.safetensors`` (the run's ``config.json`` beside it tells how to build the model).
 
-    partial = directory / (run_folder.MODEL + ".partial")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
-    partial.rename(directory / run_folder.MODEL)
+    Args:
+        facts: what else the file's header says.
+    """
+    save_weights(directory / run_folder.MODEL, model.state_dict(), facts or {})
 
 
 def load(directory: str | Path) -> VisionTransformer:
@@ -170,7 +172,7 @@ def load(directory: str | Path) -> VisionTransformer:
         raise FileNotFoundError(f"directory: expected a run folder with {weights.name}, found none in {directory}")
     model = create_model(**spec)
     try:
-        model.load_state_dict(read_state_dict(weights))
+        model.load_state_dict(read_weights(weights)[0])
     except RuntimeError as error:
         raise ValueError(f"directory: {weights} does not fit {directory / run_folder.CONFIG}: {error}") from error
     return model.eval()

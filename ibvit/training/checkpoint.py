@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ibvit.errors import CheckpointError
+from ibvit.files import written_aside
 
 log = logging.getLogger(__name__)
 
@@ -22,31 +24,15 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
     Raises:
         CheckpointError: the disk is full or not writable; the last good checkpoint is untouched.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    last, partial = directory / LAST, directory / (LAST + ".partial")
+    last = directory / LAST
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if last.exists():
-            last.replace(directory / PREVIOUS)
-        partial.replace(last)
-        _sync_directory(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with written_aside(last, earlier=directory / PREVIOUS) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
         kept = next((str(path) for path in (last, directory / PREVIOUS) if path.exists()), "none yet")
         raise CheckpointError(f"checkpoint: cannot write {last} ({error}); last good checkpoint: {kept}") from error
     return last
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the renames themselves durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,30 +44,44 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint: no file {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums in it
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is not what was saved")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"checkpoint: {path} is truncated or not a checkpoint ({reason})") from error
+        raise CheckpointError(f"checkpoint: {path} is damaged or not a checkpoint ({reason})") from error
     if not isinstance(state, dict) or "model" not in state or "progress" not in state:
         raise CheckpointError(f"checkpoint: {path} is not a training checkpoint of ibvit")
     return state
 
 
-def latest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a run: ``last.pt``, else ``previous.pt``; None if there is no file at all.
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    return [path for path in (directory / LAST, directory / PREVIOUS) if path.exists()]
+
+
+def first_usable(paths: Sequence[Path], check: Callable[[dict[str, Any]], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The first checkpoint that can be read and that ``check`` lets pass; None if there are no paths.
 
     Raises:
-        CheckpointError: there are files, but none can be read.
+        CheckpointError: there are checkpoints, but none is usable; says why the first is not.
     """
     problem: CheckpointError | None = None
-    for path in (directory / LAST, directory / PREVIOUS):
-        if not path.exists():
-            continue
+    for path in paths:
         try:
-            return path, read_checkpoint(path)
+            state = read_checkpoint(path)
+            try:
+                check(state)
+            except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+                reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise CheckpointError(f"checkpoint: {path} does not fit this run: {reason}") from error
         except CheckpointError as error:
-            log.warning("%s; trying the one before it", error)
+            if path != paths[-1]:
+                log.warning("%s; trying the one before it", error)
             problem = problem or error
+        else:
+            return path, state
     if problem is not None:
         raise problem
     return None

@@ -15,13 +15,15 @@ from ibvit.config import LoaderName
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import is_installed
+from ibvit.files import write_text
 from ibvit.information.backends import why_missing
 from ibvit.models import load
+from ibvit.models.weights import read_facts
 from ibvit.ops.api import why_not_native, why_not_triton
-from ibvit.run_folder import EVALUATION
+from ibvit.run_folder import EVALUATION, MODEL
 from ibvit.training.distributed import Processes
 from ibvit.training.evaluation import evaluate
-from ibvit.training.run import stored_config, versions
+from ibvit.training.run import check_same_data, stored_config, versions
 from ibvit.training.step import amp_dtype
 
 
@@ -33,14 +35,19 @@ def evaluate_run(
     seed: int = 0,
     data: str | None = None,
     loader: LoaderName | None = None,
+    accept_changed_data: bool = False,
 ) -> str:
     """Validate a run's model and give the result as JSON; it is also written to ``evaluation.json`` in the folder.
 
-    ``data`` and ``loader`` take the place of the run's own, where its data have moved or DALI is missing.
+    The result says which state of the weights and which data set it is of.
+
+    Args:
+        data, loader: in place of the run's own, where its data set has moved or DALI is missing. Another validation
+            set of the same classes needs ``accept_changed_data``.
 
     Raises:
-        FileNotFoundError: the folder is not that of a finished run.
-        ValueError: repeats < 1.
+        FileNotFoundError: the folder is not that of a run.
+        ValueError: repeats < 1; other classes; or the data set is not the run's.
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
@@ -53,16 +60,18 @@ def evaluate_run(
         )
         amp = amp_dtype(config.amp, processes.device)
         try:
-            if len(built.classes) != model.num_classes:
-                raise ValueError(
-                    f"data: expected the run's {model.num_classes} classes, found {len(built.classes)} in {config.data}"
-                )
+            identity = built.identity().only("val") if processes.is_main else None
+            if identity is not None:
+                check_same_data(run_dir, config.data, identity, accept_changed_data)
             result = evaluate(model, built.val, processes, repeats=repeats, noise=noise, seed=seed, amp=amp)
         finally:
             built.close()
-    text = json.dumps({"noise": noise, "seed": seed} | result.as_dict(), indent=2)
+    document = {"noise": noise, "seed": seed} | result.as_dict() | {"weights": read_facts(run_dir / MODEL)}
+    if identity is not None:
+        document |= {"data_sha256": identity.sha256["val"]}
+    text = json.dumps(document, indent=2)
     if processes.is_main:
-        (run_dir / EVALUATION).write_text(text + "\n")
+        write_text(run_dir / EVALUATION, text + "\n")
     return text
 
 

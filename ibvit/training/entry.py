@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
-from ibvit.models import VisionTransformer, create_model, save_model
-from ibvit.run_folder import CHECKPOINTS, CONFIG
-from ibvit.training.checkpoint import latest_checkpoint, read_checkpoint
+from ibvit.files import lock
+from ibvit.models import VisionTransformer, create_model
+from ibvit.run_folder import CHECKPOINTS, CONFIG, LOCK, MODEL
+from ibvit.training.checkpoint import checkpoints, first_usable
 from ibvit.training.distributed import Processes
 from ibvit.training.metrics import MetricsWriter
-from ibvit.training.run import architecture, both_betas, check_same_run, write_config
+from ibvit.training.run import architecture, both_betas, check_same_data, check_same_run, write_config
 from ibvit.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -41,50 +43,58 @@ def train(config: TrainConfig) -> Path:
         >>> out = Path(tempfile.mkdtemp()) / "run"
         >>> run_dir = train(TrainConfig(data="digits", attention="none", out=out, max_steps=1, device="cpu"))
         >>> sorted(path.name for path in run_dir.iterdir())
-        ['checkpoints', 'config.json', 'metrics.jsonl', 'model.safetensors']
+        ['.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'model.safetensors']
     """
     run, recipe = apply_recipe(config)
     run_dir = run.out
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"out: expected a folder, {run_dir} is a file")
     is_new = not (run_dir / CONFIG).exists()
     if is_new:
         run.check()
-    state = _state_to_resume(run)
-    with Processes.from_environment(run.device) as processes:
+    with ExitStack() as stack:
+        processes = stack.enter_context(Processes.from_environment(run.device))
+        if processes.is_main and run_dir.exists():
+            stack.enter_context(lock(run_dir, LOCK, "out"))
+        paths = _checkpoints(run)
         make_deterministic(run.seed)
         if processes.device.type == "cpu":
             keep_freed_memory()
         data = build_data(
             DataSpec.of(run), rank=processes.rank, world_size=processes.world_size, device=processes.device
         )
+        stack.callback(data.close)
+        identity = data.identity() if processes.is_main else None
+        if identity is not None and not is_new:
+            check_same_data(run_dir, run.data, identity, run.accept_changed_data)
         arguments = architecture(run, recipe, len(data.classes))
-        pretrained = run.pretrained if run.pretrained and state is None else False
-        model = create_model(**arguments, impl=run.impl, pretrained=pretrained).to(processes.device)
+        model = create_model(**arguments, impl=run.impl, pretrained=False if paths else run.pretrained or False)
+        model = model.to(processes.device)
         if is_new:
             _check_patches(run.image_size, model)
-        details: dict[str, Any] = {
-            "architecture": arguments,
-            "channels": model.channels._asdict(),
-            "classes": data.classes,
-            "images": dict(zip(("train", "val"), data.sizes, strict=True)),
-            "world_size": processes.world_size,
-            **both_betas(run, model.channels),
-        }
         trainer = Trainer(model, data, run, processes)
-        if state is not None:
-            trainer.load_state_dict(state)
+        if (usable := first_usable(paths, trainer.check_state)) is not None:
+            log.info("resuming from %s", usable[0])
+            trainer.load_state_dict(usable[1])
         writer = None
-        if processes.is_main:
+        if identity is not None:
+            details: dict[str, Any] = {
+                "architecture": arguments,
+                "channels": model.channels._asdict(),
+                **identity.as_dict(),
+                "world_size": processes.world_size,
+                **both_betas(run, model.channels),
+            }
+            if not run_dir.exists():
+                run_dir.mkdir(parents=True)
+                stack.enter_context(lock(run_dir, LOCK, "out"))
             write_config(run_dir, run, details)
             writer = MetricsWriter(run_dir, run.track, details)
+            stack.callback(writer.close)
             _announce(trainer, details)
-        try:
-            trainer.run(writer)
-        finally:
-            data.close()
-            if writer is not None:
-                writer.close()
-        if processes.is_main:
-            save_model(model, run_dir)
+        trainer.run(writer)
+        if processes.is_main and not (run_dir / MODEL).exists():
+            trainer.export()
         processes.barrier()
     return run_dir
 
@@ -98,21 +108,26 @@ def _check_patches(image_size: int, model: VisionTransformer) -> None:
         )
 
 
-def _state_to_resume(config: RunConfig) -> dict[str, Any] | None:
-    """The checkpoint that ``--resume`` asks for, if there is one."""
-    run_dir = config.out
-    if config.resume not in ("auto", "none"):
-        return read_checkpoint(Path(config.resume))
-    if not (run_dir / CONFIG).exists():
-        return None
-    if config.resume == "none":
+def _checkpoints(config: RunConfig) -> list[Path]:
+    """The checkpoints from which the run may resume, newest first; none of a new run.
+
+    Raises:
+        ValueError: the folder holds a run of other options, or one that this run would overwrite.
+    """
+    run_dir, folder = config.out, config.out / CHECKPOINTS
+    has_run, own = (run_dir / CONFIG).exists(), checkpoints(folder)
+    if own and not has_run:
+        raise ValueError(f"out: {run_dir} holds checkpoints of a run but no {CONFIG}; give another --out")
+    if has_run and config.resume == "none":
         raise ValueError(f"out: {run_dir} holds a run already; resume it (--resume auto) or give another --out")
-    check_same_run(run_dir, config)
-    found = latest_checkpoint(run_dir / CHECKPOINTS)
-    if found is None:
-        return None
-    log.info("resuming from %s", found[0])
-    return found[1]
+    if has_run:
+        check_same_run(run_dir, config)
+    if config.resume in ("auto", "none"):
+        return own
+    path = Path(config.resume)
+    if has_run and path.resolve().parent != folder.resolve():
+        raise ValueError(f"resume: {path} is not a checkpoint of the run that {run_dir} holds; give another --out")
+    return [path]
 
 
 def make_deterministic(seed: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ibvit.errors import MissingExtraError
+from ibvit.files import write_text
 from ibvit.run_folder import METRICS, read_metrics
 
 
@@ -30,9 +31,7 @@ class MetricsWriter:
         """Append a line; the first one replaces those of the same and of later epochs, which a resumed run repeats."""
         if self._is_first:
             kept = [earlier for earlier in read_metrics(self._path.parent) if earlier["epoch"] < line["epoch"]]
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(earlier) + "\n" for earlier in kept))
-            partial.replace(self._path)
+            write_text(self._path, "".join(json.dumps(earlier) + "\n" for earlier in kept))
             self._is_first = False
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 from dataclasses import fields
@@ -14,8 +15,12 @@ import torch
 
 from ibvit import run_folder
 from ibvit.config import RunConfig, as_dict, conflicts
+from ibvit.data.identity import Identity
 from ibvit.data.sets.recipes import Recipe
+from ibvit.files import write_text
 from ibvit.models.kl import Channels, convert_beta
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "ibvit")
 
@@ -66,11 +71,8 @@ def both_betas(config: RunConfig, channels: Channels) -> dict[str, float]:
 
 def write_config(run_dir: Path, config: RunConfig, details: dict[str, Any]) -> None:
     """``config.json``: every option, what they resolve to, versions and the git revision."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     content = as_dict(config) | details | {"versions": versions(), "git": git_revision()}
-    partial = run_dir / (run_folder.CONFIG + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(run_dir / run_folder.CONFIG)
+    write_text(run_dir / run_folder.CONFIG, json.dumps(content, indent=2) + "\n")
 
 
 def stored_config(run_dir: Path) -> RunConfig:
@@ -94,6 +96,29 @@ def check_same_run(run_dir: Path, config: RunConfig) -> None:
     Raises:
         ValueError: names each option that differs.
     """
-    differing = conflicts(config, run_folder.read_config(run_dir))
+    stored = run_folder.read_config(run_dir)
+    differing = conflicts(config, stored)
     if differing:
         raise ValueError(f"out: {run_dir} holds a run with other options ({'; '.join(differing)}); give another --out")
+    now, then = versions()["torch"], stored.get("versions", {}).get("torch", "unknown")
+    if now != then:
+        log.warning("%s was started with torch %s; torch %s goes on from it, not bit for bit", run_dir, then, now)
+
+
+def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) -> None:
+    """Refuse to go on with a run whose data set has changed, unless that is accepted; other classes never are.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    stored = run_folder.read_config(run_dir)
+    if differing := identity.differences({"classes": stored.get("classes", list(identity.classes))}):
+        raise ValueError(f"data: {data} has other classes than the data set of {run_dir} ({differing[0]})")
+    differing = identity.differences(stored)
+    if differing and not accept:
+        raise ValueError(
+            f"data: {data} is not the data set of {run_dir} ({'; '.join(differing)}); "
+            "--accept-changed-data goes on with it"
+        )
+    if differing:
+        log.warning("%s goes on with changed data (%s)", run_dir, "; ".join(differing))

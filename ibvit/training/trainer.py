@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibvit.config import RunConfig
+from ibvit.config import RunConfig, as_dict
 from ibvit.data.build import DataSet
 from ibvit.data.types import Batch
 from ibvit.errors import Interrupted, NonFiniteLossError
-from ibvit.models import VisionTransformer
+from ibvit.models import VisionTransformer, save_model
 from ibvit.progress import Progress
 from ibvit.run_folder import CHECKPOINTS
 from ibvit.training import schedules
@@ -187,7 +187,7 @@ class Trainer:
         raise self._non_finite(f"loss: not finite at step {bad} ({' and '.join(parts) or 'their sum'})")
 
     def _non_finite(self, what: str) -> NonFiniteLossError:
-        last = self.config.run_dir / CHECKPOINTS / LAST
+        last = self.config.out / CHECKPOINTS / LAST
         kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
         return NonFiniteLossError(f"{what}; {kept}")
 
@@ -210,12 +210,42 @@ class Trainer:
             **self.step.state_dict(),
             "progress": vars(self.position),
             "sums": self._mean_sums(),
+            "sizes": self.sizes,
+            "options": as_dict(self.config),
             "rng": self.processes.gather(rng),
         }
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the position of a checkpoint refers to."""
+        return {"steps_per_epoch": self.steps_per_epoch, "batch_size": self.config.batch_size, "epochs": self.epochs}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Check that :meth:`load_state_dict` can take a state.
+
+        Raises:
+            ValueError, KeyError: it lacks a part, is of another model, or stands where this run never does.
+        """
+        own = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        stored = {name: tuple(value.shape) for name, value in state["model"].items()}
+        if own != stored:
+            name = sorted(own.items() ^ stored.items())[0][0]
+            raise ValueError(f"its {name} is {stored.get(name, 'absent')}, the model's {own.get(name, 'absent')}")
+        for name in ("optimizer", "sums", "rng"):
+            _ = state[name]
+        position, steps = Position(**state["progress"]), self.steps_per_epoch
+        stored_steps = state.get("sizes", self.sizes)["steps_per_epoch"]
+        if stored_steps != steps and (position.step_in_epoch or not self.config.accept_changed_data):
+            raise ValueError(f"it counts {stored_steps} steps per epoch, this run {steps}: other data or batch size")
+        done = position.epoch * stored_steps + position.step_in_epoch
+        if position.step != done or not 0 <= position.epoch <= self.epochs or not 0 <= position.step_in_epoch <= steps:
+            raise ValueError(f"it stands at {position}, which this run of {self.epochs} epochs does not reach")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a state that :meth:`check_state` lets pass."""
         self.model.load_state_dict(state["model"])
         self.position = Position(**state["progress"])
+        self.position.step = self.position.epoch * self.steps_per_epoch + self.position.step_in_epoch
         self.step.load_state_dict(state, self.position.step)
         self.step.sums.copy_(state["sums"])
         if len(state["rng"]) == self.processes.world_size:
@@ -232,8 +262,14 @@ class Trainer:
             raise self._non_finite(f"weights: not finite after step {self.position.step - 1}")
         state = self.state_dict()
         if self.processes.is_main:
-            save_checkpoint(self.config.run_dir / CHECKPOINTS, state)
+            save_checkpoint(self.config.out / CHECKPOINTS, state)
+            self.export()
         self.processes.barrier()
+
+    def export(self) -> None:
+        """Write the weights as they are now, and where training stands."""
+        position = {"epoch": self.position.epoch, "step": self.position.step, "epochs": self.epochs}
+        save_model(self.model, self.config.out, position)
 
 
 def _describe(line: dict[str, Any], epochs: int) -> str:

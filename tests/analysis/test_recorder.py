@@ -92,7 +92,7 @@ def test_an_interrupted_recording_goes_on(digits_run: Path, monkeypatch: pytest.
 
 
 def test_a_folder_without_a_finished_run(tmp_path: Path) -> None:
-    with pytest.raises(RecordsError, match=r"not a finished run: it has no config\.json"):
+    with pytest.raises(RecordsError, match=r"not a run with weights: it has no config\.json"):
         write_records(tmp_path)
 
 

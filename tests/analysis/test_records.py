@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
-from ibvit.analysis.records import Records, RecordsError, RecordsWriter, open_runs
+from ibvit.analysis.records import Records, RecordsError, RecordsWriter, open_runs, sha256
+from ibvit.models.weights import save_weights
 from tests.analysis.constructed import IMAGES, PATCHES
 
 MakeRun = Callable[..., Path]
@@ -78,9 +81,21 @@ def test_array_of_another_shape(make_run: MakeRun) -> None:
 
 def test_records_of_other_weights(make_run: MakeRun) -> None:
     folder = make_run("run", "none")
-    (folder / "model.safetensors").write_bytes(b"trained further")
+    save_weights(folder / "model.safetensors", {"w": torch.ones(1)}, {"step": 7})  # trained further
     with pytest.raises(RecordsError, match=r"other weights than model\.safetensors"):
         Records.open(folder)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or not a safetensors file"):
+        Records.open(folder)
+
+
+def test_records_of_the_first_edition_know_the_file_of_their_weights(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    (folder / "model.safetensors").write_bytes(save({"w": torch.ones(1)}))
+    meta = json.loads((folder / "records" / "records.json").read_text())
+    meta["weights_sha256"] = sha256((folder / "model.safetensors").read_bytes())
+    (folder / "records" / "records.json").write_text(json.dumps(meta))
+    assert Records.open(folder).labels.size
 
 
 def test_damaged_json(make_run: MakeRun) -> None:

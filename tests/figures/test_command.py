@@ -70,4 +70,4 @@ def test_no_run_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = said(monkeypatch, "figure", "1b", "--runs", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert line == f"error: {tmp_path}/nowhere is not a run folder: it has no config.json"
     for name in ("record", "cache"):  # its former name
-        assert said(monkeypatch, name, "--run", tmp_path).endswith("is not a finished run: it has no config.json")
+        assert said(monkeypatch, name, "--run", tmp_path).endswith("is not a run with weights: it has no config.json")

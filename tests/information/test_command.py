@@ -69,7 +69,7 @@ def test_two_heads_of_one_run_and_a_file(
         ("two:0.1", "NMI of one:1.0 and two:0.1: not a number, at least one of them carries too little information"),
         ("elsewhere:1.0", "runs of different data sets cannot be compared"),
         ("noise.npz", "NMI of one:1.0 and noise.npz: not a number"),
-        ("nowhere.npz", r"No such file or directory: 'nowhere\.npz'"),
+        ("nowhere.npz", r"No such file or directory: nowhere\.npz"),
         ("cut.npz", r"cut\.npz: expected a \.npz file, cannot read it"),
         ("head.csv", r"path: expected a \.npz or \.safetensors file, got 'head\.csv'"),
     ],

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from ibvit.training import CheckpointError, NonFiniteLossError, checkpoint, train
+from ibvit import files
+from ibvit.training import CheckpointError, NonFiniteLossError, train
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.trainer import Trainer
 from tests.training.runs import SMALL, elsewhere
@@ -58,7 +59,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_good_checkpoint(tmp_path, monkey
         def fsync(handle: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+        monkeypatch.setattr(files.os, "fsync", fsync)
 
     poison(monkeypatch, 3, full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*last good checkpoint: .*last\.pt"):

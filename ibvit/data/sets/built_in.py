@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -14,6 +15,7 @@ class BuiltIn(Protocol):
 
     CLASSES: tuple[str, ...]
     TRAIN_SIZE: int
+    VERSION: int  # to be raised with any change of the images or labels: runs know their data set by it
 
     def training_images(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The TRAIN_SIZE images of an epoch and their labels, normalised."""
@@ -23,3 +25,18 @@ class BuiltIn(Protocol):
 
 
 BUILT_IN: dict[str, BuiltIn] = {"digits": digits, "repetition": repetition}
+
+
+def is_built_in(data: str) -> bool:
+    """Whether ``--data`` names a built-in data set; a folder of the same name is ``./digits``.
+
+    Raises:
+        ValueError: it names neither a built-in data set nor a folder.
+
+    Example:
+        >>> is_built_in("digits"), is_built_in(".")
+        (True, False)
+    """
+    if data not in BUILT_IN and not Path(data).is_dir():
+        raise ValueError(f"data: expected {', '.join(BUILT_IN)}, or an existing folder, got {data!r}")
+    return data in BUILT_IN

@@ -15,6 +15,7 @@ from ibvit.errors import MissingExtraError
 
 CLASSES = tuple(str(digit) for digit in range(10))
 TRAIN_SIZE, VAL_SIZE = 1437, 360
+VERSION = 1
 _MEAN, _STD = 4.88, 6.02  # of the grey values 0 … 16
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ import torch
 
 from ibvit.data.cache.choice import cached
 from ibvit.data.files.bad_files import BadFiles
+from ibvit.data.files.fingerprint import fingerprint
 from ibvit.data.files.tree import Source, scan_tree
+from ibvit.data.identity import Identity
 from ibvit.data.plans.augment import Augmentation
 from ibvit.data.plans.schedule import Schedule, Training, Validation
 from ibvit.data.types import Loader
@@ -28,6 +31,7 @@ class FolderLoaders(NamedTuple):
     val: Loader
     classes: tuple[str, ...]  # sorted folder names; a label is an index into them
     sizes: tuple[int, int]  # images in train and val
+    identity: Callable[[], Identity]  # looks at every file
     loader: str  # the one that was chosen: "dali" or "torchvision"
     cache: str  # the one that was chosen: "gpu", "ram", "pack" or "off"
     bad: BadFiles  # of both
@@ -110,6 +114,11 @@ def folder_loaders(
         build(sources.val, Validation(augmentation, len(val_folder), eval_batch, rank, world_size)),
         train_folder.classes,
         (len(train_folder), len(val_folder)),
+        lambda: Identity(
+            train_folder.classes,
+            {"train": len(train_folder), "val": len(val_folder)},
+            {"train": fingerprint(train_folder), "val": fingerprint(val_folder)},
+        ),
         loader,
         sources.cache,
         bad,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ibvit.config import RunConfig, TrainConfig
-from ibvit.data.sets.built_in import BUILT_IN
+from ibvit.data.sets.built_in import is_built_in
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,7 @@ def apply_recipe(config: TrainConfig) -> tuple[RunConfig, Recipe]:
         >>> config.image_size, config.beta_warmup_epochs
         (8, 3.0)
     """
-    if config.data not in BUILT_IN and not Path(config.data).is_dir():
-        raise ValueError(f"data: expected {', '.join(BUILT_IN)}, or an existing folder, got {config.data!r}")
-    name = config.recipe or (config.data if config.data in RECIPES else "imagenet100")
+    name = config.recipe or (config.data if is_built_in(config.data) else "imagenet100")
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     recipe = RECIPES[name]

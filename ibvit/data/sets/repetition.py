@@ -17,6 +17,7 @@ CLASSES: tuple[str, ...] = ("distinct", "repeated")
 GRID, PATCH = 6, 4  # patches and pixels of a side
 IMAGE_SIZE = GRID * PATCH
 TRAIN_SIZE, VAL_SIZE = 6400, 2000
+VERSION = 1
 TEXTURES = 256
 TRAIN_COPIES, VAL_COPIES = (4, 24), (6, 6)  # fewest and most, drawn for each image
 _TEXTURE_SEED, _VALIDATION_SEED = 1, 1 << 40
