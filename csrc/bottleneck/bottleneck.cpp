@@ -1,15 +1,13 @@
 // Layout of the parameters, division of the tokens among threads, and the way back from merged weights.
 #include "bottleneck.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <numeric>
 #include <vector>
 
 #include "instruction_sets.h"
+#include "threads.h"
 
 namespace {
 
@@ -44,35 +42,6 @@ Layout layout_of(const ibvit_bottleneck_sizes& s) {
   const int64_t backward = l.wide_columns + 2 * l.wide_hidden + 3 * l.wide_latent + l.wide_width;
   l.scratch = kTileTokens * (forward + backward);
   return l;
-}
-
-// OpenMP's threads, if the process has GNU's interface to them (torch on Linux brings it): threads of our own would
-// have to share the cores with torch's, which go on spinning for a while after each operation.
-void run_threads(void (*body)(void*), void* data, int32_t threads) {
-  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-  static const Parallel parallel = Parallel(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  if (parallel == nullptr || threads <= 1) return body(data);
-  parallel(body, data, unsigned(threads), 0);
-}
-
-// Runs work(part, scratch) for parts 0 ... parts - 1, with scratch memory of each thread's own. Work does not throw.
-template <typename Work>
-void for_parts(int64_t parts, int64_t scratch_floats, int32_t threads, const Work& work) {
-  threads = int32_t(std::max<int64_t>(1, std::min<int64_t>(threads, parts)));
-  std::vector<float> scratch(threads * scratch_floats);
-  struct State {
-    const Work& work;
-    int64_t parts, scratch_floats;
-    float* scratch;
-    std::atomic<int64_t> next_part{0}, next_thread{0};
-  } state{work, parts, scratch_floats, scratch.data()};
-  run_threads(
-      [](void* data) {
-        State& s = *static_cast<State*>(data);
-        float* own = s.scratch + s.next_thread++ * s.scratch_floats;
-        for (int64_t part = s.next_part++; part < s.parts; part = s.next_part++) s.work(part, own);
-      },
-      &state, threads);
 }
 
 // rows x columns of a matrix with rows of `from_stride` into one with rows of `to_stride`.
@@ -219,7 +188,7 @@ int32_t ibvit_bottleneck_pack(
   if (set == nullptr) return IBVIT_NO_SUCH_INSTRUCTION_SET;
   const Layout l = layout_of(sizes);
   const auto p = named<Parameters>(parameters);
-  for_parts(l.heads, map_floats(l), threads, [&](int64_t head, float* scratch) {
+  for_parts(l.heads, map_floats(l), threads, StartThreads::kNever, [&](int64_t head, float* scratch) {
     pack_head(l, *set->bottleneck, p, head, weights, biases, scratch);
   });
   float* out_bias = biases + l.heads * l.biases;
@@ -243,7 +212,7 @@ int32_t ibvit_bottleneck_forward(
   Pass pass = pass_of(layout, images, tokens, y, weights, biases, key, block);
   pass.update = update;
   pass.kl = kl;
-  for_parts(tiles_of(pass), layout.scratch, threads, [&](int64_t tile, float* scratch) {
+  for_parts(tiles_of(pass), layout.scratch, threads, StartThreads::kNever, [&](int64_t tile, float* scratch) {
     set->bottleneck->forward(pass, tile * kTileTokens, tokens_of(pass, tile), scratch);
   });
   return IBVIT_OK;
@@ -266,7 +235,7 @@ int32_t ibvit_bottleneck_backward(
   const int64_t tiles = tiles_of(pass);
   const int64_t parts = std::min(std::max(kParts, std::min(tiles / kTilesAPart, kMostParts)), std::max<int64_t>(tiles, 1));
   std::vector<float> gradients(parts * layout.gradients);
-  for_parts(parts, layout.scratch, threads, [&](int64_t part, float* scratch) {
+  for_parts(parts, layout.scratch, threads, StartThreads::kNever, [&](int64_t part, float* scratch) {
     for (int64_t tile = tiles * part / parts; tile < tiles * (part + 1) / parts; ++tile) {
       set->bottleneck->backward(
           pass, tile * kTileTokens, tokens_of(pass, tile), scratch, &gradients[part * layout.gradients]);
@@ -282,7 +251,7 @@ int32_t ibvit_bottleneck_backward(
   const auto to = named<Gradients>(d_parameters);
   const float* d_out_bias = add_parts(layout.heads * layout.head_gradients, layout.wide_columns);
   std::copy_n(d_out_bias, layout.columns, to.proj_bias);
-  for_parts(layout.heads, map_floats(layout), threads, [&](int64_t head, float* scratch) {
+  for_parts(layout.heads, map_floats(layout), threads, StartThreads::kNever, [&](int64_t head, float* scratch) {
     const float* packed = add_parts(head * layout.head_gradients, layout.head_gradients);
     unpack_head(layout, *set->bottleneck, packed, d_out_bias, named<Parameters>(parameters), to, head, scratch);
   });

@@ -2,12 +2,9 @@
 #include "mixture.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <exception>
 #include <limits>
 #include <new>
-#include <thread>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -15,6 +12,7 @@
 #endif
 
 #include "instruction_sets.h"
+#include "threads.h"
 
 namespace {
 
@@ -27,32 +25,6 @@ constexpr float kNowhere = -1e30f;             // log2 of the density of a paddi
 
 int64_t padded(int64_t components) {
   return (components + kComponentsAtOnce - 1) / kComponentsAtOnce * kComponentsAtOnce;
-}
-
-// Runs work(part) for parts 0 ... count - 1 on `threads` threads, the calling one included. An exception of any part
-// is thrown here, after all threads have ended.
-template <typename Work>
-void parallel(int64_t count, int32_t threads, const Work& work) {
-  std::atomic<int64_t> next{0};
-  std::exception_ptr failure;
-  std::atomic_flag failed = ATOMIC_FLAG_INIT;
-  const auto loop = [&] {
-    try {
-      for (int64_t part = next++; part < count; part = next++) work(part);
-    } catch (...) {
-      if (!failed.test_and_set()) failure = std::current_exception();
-      next = count;
-    }
-  };
-  std::vector<std::thread> helpers;
-  try {
-    for (int64_t t = 1; t < std::min<int64_t>(threads, count); ++t) helpers.emplace_back(loop);
-  } catch (...) {
-    // Fewer threads than wished for still do all the work.
-  }
-  loop();
-  for (std::thread& helper : helpers) helper.join();
-  if (failure) std::rethrow_exception(failure);
 }
 
 // While it lives, this thread rounds results below the normal range to zero: products of two small terms are many, count
@@ -143,8 +115,14 @@ void sum_carefully(const Call& call, int64_t s) {
   for (int32_t row = 0; row < call.columns + call.job.pairs; ++row) call.result(row)[s] = sums[row].value() / kLog2E;
 }
 
+// Floats of scratch memory for sum_tile: its sums, and with pairs the terms of a sub-tile.
+int64_t scratch_floats(const Call& call, const MixtureKernel& kernel) {
+  const int64_t terms = call.job.pairs ? int64_t(call.columns) * kComponentsAtOnce : 0;
+  return (call.columns + call.job.pairs + terms) * kernel.tile;
+}
+
 // Samples first ... first + count, at most kTilesAtOnce tiles, against all components.
-void sum_samples(const Call& call, const MixtureKernel& kernel, int64_t first, int64_t count) {
+void sum_samples(const Call& call, const MixtureKernel& kernel, int64_t first, int64_t count, float* scratch) {
   const int32_t rows = call.columns + call.job.pairs;
   const int64_t tile = kernel.tile, tiles = (count + tile - 1) / tile;
   int64_t width = 0;
@@ -167,8 +145,6 @@ void sum_samples(const Call& call, const MixtureKernel& kernel, int64_t first, i
     }
   }
 
-  const int64_t kept = call.job.pairs ? int64_t(call.columns) * kComponentsAtOnce : 0;
-  std::vector<float> scratch((rows + kept) * tile);
   std::vector<double> sums(tiles * rows * tile);
   const int64_t fitting = kBlockBytes / int64_t(sizeof(float)) / (2 * width + call.columns);
   const int64_t block = std::min(kBlockComponents, std::max<int64_t>(padded(fitting) - kComponentsAtOnce, kComponentsAtOnce));
@@ -177,7 +153,7 @@ void sum_samples(const Call& call, const MixtureKernel& kernel, int64_t first, i
     const FlushTinyToZero flush;
     for (int64_t t = 0; t < tiles; ++t) {
       kernel.sum_tile(
-          call.job, i, std::min(block, components - i), &columns[t * call.columns], scratch.data(),
+          call.job, i, std::min(block, components - i), &columns[t * call.columns], scratch,
           &sums[t * rows * tile]);
     }
   }
@@ -212,13 +188,13 @@ int32_t ibvit_mixture_pack(
   };
   // The constants are stored as differences from their mean, so that their rounding does not grow with d.
   std::vector<double> sums(parts);
-  parallel(parts, threads, [&](int64_t part) {
+  for_parts(parts, 0, threads, StartThreads::kWithoutOpenMP, [&](int64_t part, float*) {
     for (int64_t i = part * kRows; i < std::min(components, (part + 1) * kRows); ++i) sums[part] += constant(i);
   });
   double mean = 0;
   for (double sum : sums) mean += sum / double(components);
   *offset = mean;
-  parallel(parts, threads, [&](int64_t part) {
+  for_parts(parts, 0, threads, StartThreads::kWithoutOpenMP, [&](int64_t part, float*) {
     for (int64_t i = part * kRows; i < std::min(padded(components), (part + 1) * kRows); ++i) {
       float* record = packed + i * (2 * dims + 1);
       const bool padding = i >= components;
@@ -248,9 +224,11 @@ int32_t ibvit_mixture_log_sums(
   const int64_t share = (samples + threads - 1) / threads;
   const int64_t tiles = std::min(kTilesAtOnce, std::max<int64_t>(share / kernel.tile, 1));
   const int64_t at_once = tiles * kernel.tile;
-  parallel((samples + at_once - 1) / at_once, threads, [&](int64_t part) {
-    sum_samples(call, kernel, part * at_once, std::min(at_once, samples - part * at_once));
-  });
+  const int64_t parts = (samples + at_once - 1) / at_once;
+  const auto sum_part = [&](int64_t part, float* scratch) {
+    sum_samples(call, kernel, part * at_once, std::min(at_once, samples - part * at_once), scratch);
+  };
+  for_parts(parts, scratch_floats(call, kernel), threads, StartThreads::kWithoutOpenMP, sum_part);
   return IBVIT_OK;
 } catch (const std::bad_alloc&) {
   return IBVIT_OUT_OF_MEMORY;

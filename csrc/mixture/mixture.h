@@ -5,6 +5,7 @@
 // the results are, in nats and float64,
 //     single[c, s] = log sum_i exp(l(c, s, i))
 //     pair[p, s]   = log sum_i exp(l(a, s, i) + l(b, s, i)),  p = (a, b)
+// They do not depend on the number of threads.
 #ifndef IBVIT_MIXTURE_H
 #define IBVIT_MIXTURE_H
 
