@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ibvit_kernels.mixture.sorting import SAMPLE_TILE, Components, split_components
+from ibvit_kernels.mixture.sums import add_block, add_first, add_second, store_sums, zero_sums
 
 WARPS = 2  # 4 samples a thread
 UNROLL_LIMIT = 2  # up to here the samples' coordinates stay in registers; beyond, they are read again for each tile
@@ -125,38 +126,25 @@ def direct_sums(
     # on its way to the thread that computes with it.
     rows = tl.max_contiguous(tile * TILE + tl.arange(0, TILE), 1)
     ref_a = tl.load(reference_a + rows)
-    total_a = tl.zeros([TILE], tl.float64)
     if DB > 0:
         ref_b = tl.load(reference_b + rows)
-        total_b = tl.zeros([TILE], tl.float64)
-        total_ab = tl.zeros([TILE], tl.float64)
+    totals = zero_sums(TILE, tl.float64, DB > 0)
     for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
         if tl.load(flags + tile * blocks + block) != 0:
-            sum_a = tl.zeros([TILE], tl.float32)
-            if DB > 0:
-                sum_b = tl.zeros([TILE], tl.float32)
-                sum_ab = tl.zeros([TILE], tl.float32)
+            sums = zero_sums(TILE, tl.float32, DB > 0)
             for first in range(0, BLOCK, COMPONENTS):
                 cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
                 p_a = _terms(
                     u_a, ref_a, centre_a, scale_a, const_a, rows, cols, samples, components, DA, FUSED, UNROLLED
                 )
-                sum_a += tl.sum(p_a, 0)
+                sums = add_first(sums, p_a, 0, DB > 0)
                 if DB > 0:
                     p_b = _terms(
                         u_b, ref_b, centre_b, scale_b, const_b, rows, cols, samples, components, DB, FUSED, UNROLLED
                     )
-                    sum_b += tl.sum(p_b, 0)
-                    sum_ab += tl.sum(p_a * p_b, 0)
-            total_a += sum_a.to(tl.float64)
-            if DB > 0:
-                total_b += sum_b.to(tl.float64)
-                total_ab += sum_ab.to(tl.float64)
-    plane = tl.num_programs(1).to(tl.int64) * samples
-    tl.store(out + split * samples + rows, total_a)
-    if DB > 0:
-        tl.store(out + plane + split * samples + rows, total_b)
-        tl.store(out + 2 * plane + split * samples + rows, total_ab)
+                    sums = add_second(sums, p_a, p_b, 0)
+            totals = add_block(totals, sums, DB > 0)
+    store_sums(out, totals, split, rows, samples, DB > 0)
 
 
 def direct_options(dims: Sequence[int], fused: bool, block: int) -> dict[str, Any]:

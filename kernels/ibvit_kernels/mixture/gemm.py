@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ibvit_kernels.mixture.sorting import COMPONENT_PADDING, SAMPLE_TILE, split_components
+from ibvit_kernels.mixture.sums import add_block, add_first, add_second, store_sums, zero_sums
 
 FLAG_COMPONENTS = 64  # components that one flag of the screen covers
 SCREEN_SLACK = 2**-9.9  # bounds the error of x . y, rounded to float16, by this times |x| |y|; a unit roundoff is 2^-11
@@ -124,40 +125,27 @@ def gemm_sums(
     h_a = tl.load(high_a + at)
     l_a = tl.load(low_a + at)
     ref_a = tl.load(reference_a + rows)
-    total_a = tl.zeros([SAMPLES], tl.float64)
     if KB > 0:
         at_b = rows[:, None] * KB + tl.arange(0, KB)[None, :]
         h_b = tl.load(high_b + at_b)
         l_b = tl.load(low_b + at_b)
         ref_b = tl.load(reference_b + rows)
-        total_b = tl.zeros([SAMPLES], tl.float64)
-        total_ab = tl.zeros([SAMPLES], tl.float64)
+    totals = zero_sums(SAMPLES, tl.float64, KB > 0)
     flags += tile * SAMPLES // FLAG_SAMPLES * blocks
     for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
         if tl.load(flags + block) != 0:
-            sum_a = tl.zeros([SAMPLES], tl.float32)
-            if KB > 0:
-                sum_b = tl.zeros([SAMPLES], tl.float32)
-                sum_ab = tl.zeros([SAMPLES], tl.float32)
+            sums = zero_sums(SAMPLES, tl.float32, KB > 0)
             for first in range(0, BLOCK, COMPONENTS):
                 cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
                 t_a = _product(h_a, l_a, component_high_a, component_low_a, cols, KA)
                 p_a = tl.exp2(tl.fma(t_a, unit_a, tl.load(const_a + cols)[None, :] - ref_a[:, None]))
-                sum_a += tl.sum(p_a, 1)
+                sums = add_first(sums, p_a, 1, KB > 0)
                 if KB > 0:
                     t_b = _product(h_b, l_b, component_high_b, component_low_b, cols, KB)
                     p_b = tl.exp2(tl.fma(t_b, unit_b, tl.load(const_b + cols)[None, :] - ref_b[:, None]))
-                    sum_b += tl.sum(p_b, 1)
-                    sum_ab += tl.sum(p_a * p_b, 1)
-            total_a += sum_a.to(tl.float64)
-            if KB > 0:
-                total_b += sum_b.to(tl.float64)
-                total_ab += sum_ab.to(tl.float64)
-    plane = tl.num_programs(1).to(tl.int64) * samples
-    tl.store(out + split * samples + rows, total_a)
-    if KB > 0:
-        tl.store(out + plane + split * samples + rows, total_b)
-        tl.store(out + 2 * plane + split * samples + rows, total_ab)
+                    sums = add_second(sums, p_a, p_b, 1)
+            totals = add_block(totals, sums, KB > 0)
+    store_sums(out, totals, split, rows, samples, KB > 0)
 
 
 @triton.jit(do_not_specialize=["blocks", "per_split"])
