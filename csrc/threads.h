@@ -1,9 +1,9 @@
 // Division of work among threads.
 //
-// The threads are GNU OpenMP's if the process has them. Torch on Linux brings them, and they go on spinning for a while
-// after each operation of torch, so that threads of our own would have to share the cores with them. In a process
-// without them `StartThreads` decides. A call of the mixture takes milliseconds and is worth starting threads. A call of
-// the bottleneck takes tenths of one, and a pass with threads of its own took longer than on one thread.
+// The threads are GNU OpenMP's if the process has them. Torch on Linux brings them, and they spin for a while after
+// each operation of torch, so that threads of our own would have to share the cores with them. In a process without them
+// `StartThreads` decides. A call of the mixture takes milliseconds, so that starting threads pays. A call of the
+// bottleneck takes tenths of a millisecond, and started threads made it slower than one thread.
 #ifndef IBVIT_THREADS_H
 #define IBVIT_THREADS_H
 
@@ -22,10 +22,10 @@ enum class StartThreads { kNever, kWithoutOpenMP };
 inline void run_threads(void (*body)(void*), void* data, int32_t threads, StartThreads start) {
   if (threads <= 1) return body(data);
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-  static std::atomic<Parallel> known{nullptr};
-  Parallel parallel = known;
+  static std::atomic<Parallel> address{nullptr};
+  Parallel parallel = address;
   if (parallel == nullptr) {  // torch may have been loaded since the last call
-    known = parallel = Parallel(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    address = parallel = Parallel(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   }
   if (parallel != nullptr) return parallel(body, data, unsigned(threads), 0);
   std::vector<std::thread> helpers;
