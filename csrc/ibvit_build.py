@@ -51,5 +51,5 @@ def _replace(path: Path, data: bytes | None) -> None:
 
 
 def _digest(data: bytes) -> str:
-    """As the RECORD of a wheel wants it."""
+    """In the encoding of the RECORD of a wheel."""
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -1,8 +1,8 @@
 // Division of work among threads.
 //
 // The threads are GNU OpenMP's if the process has them. Torch on Linux brings them, and they spin for a while after
-// each operation of torch, so that threads of our own would have to share the cores with them. In a process without them
-// `StartThreads` decides. A call of the mixture takes milliseconds, so that starting threads pays. A call of the
+// each operation of torch, so that threads of our own would have to share the cores with them. In a process without
+// them `StartThreads` decides. A call of the mixture takes milliseconds, so that starting threads pays. A call of the
 // bottleneck takes tenths of a millisecond, and started threads made it slower than one thread.
 #ifndef IBVIT_THREADS_H
 #define IBVIT_THREADS_H

@@ -17,13 +17,13 @@ from ibvit_kernels.bottleneck import Gradients, Inner, Packed, Parameters, Sizes
 
 
 class Shape(Sizes):
-    """One block's sizes, and what the library makes of them."""
+    """The sizes of one block, and the layout that follows for the library."""
 
     __slots__ = ()
 
     @property
     def weights_per_head(self) -> int:
-        """Elements of one head's packed weights."""
+        """Elements of the packed weights of a head."""
         return _counts(self)[0] // self.heads
 
     @property
@@ -36,7 +36,7 @@ sizes_of = Shape.of
 
 
 def gradient_sizes(shape: Shape) -> Inner[int]:
-    """Elements of the gradients that `backward` returns in one vector; the library keeps the merged map to itself."""
+    """Elements of the gradients that `backward` returns in one vector; the merged map is not among them."""
     return inner_sizes(shape, merged=0)
 
 
