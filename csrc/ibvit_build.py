@@ -31,11 +31,11 @@ def build_editable(
             contents = {entry: wheel.read(entry) for entry in wheel.namelist() if not entry.endswith("/")}
     _replace(ROOT / "kernels" / LIBRARY, contents.get(LIBRARY))
     record = next(entry for entry in contents if entry.endswith(".dist-info/RECORD"))
-    kept = {entry: data for entry, data in contents.items() if ".dist-info/" in entry and entry != record}
-    kept["ibvit.pth"] = f"{ROOT}\n{ROOT / 'kernels'}\n".encode()
-    lines = [f"{entry},sha256={_digest(data)},{len(data)}" for entry, data in kept.items()]
+    entries = {entry: data for entry, data in contents.items() if ".dist-info/" in entry and entry != record}
+    entries["ibvit.pth"] = f"{ROOT}\n{ROOT / 'kernels'}\n".encode()
+    lines = [f"{entry},sha256={_digest(data)},{len(data)}" for entry, data in entries.items()]
     with ZipFile(Path(wheel_directory) / name, "w", ZIP_DEFLATED) as editable:
-        for entry, data in (kept | {record: "\n".join([*lines, f"{record},,", ""]).encode()}).items():
+        for entry, data in (entries | {record: "\n".join([*lines, f"{record},,", ""]).encode()}).items():
             editable.writestr(entry, data)
     return name
 
@@ -51,5 +51,5 @@ def _replace(path: Path, data: bytes | None) -> None:
 
 
 def _digest(data: bytes) -> str:
-    """As the RECORD of a wheel wants it."""
+    """In the encoding of the RECORD of a wheel."""
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

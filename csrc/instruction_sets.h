@@ -11,7 +11,7 @@ struct InstructionSet {
   const BottleneckKernel* bottleneck;
 };
 
-// As ibvit_instruction_set counts them; null if there is none.
+// By the index of ibvit_instruction_set; null past the last one.
 const InstructionSet* instruction_set(int32_t index);
 
 #endif

@@ -1,4 +1,4 @@
-// What both parts of the library's C interface share.
+// Declarations that the C interfaces of bottleneck and mixture share.
 #ifndef IBVIT_LIBRARY_H
 #define IBVIT_LIBRARY_H
 
@@ -12,8 +12,8 @@ extern "C" {
 
 enum ibvit_status { IBVIT_OK = 0, IBVIT_OUT_OF_MEMORY = 1, IBVIT_NO_SUCH_INSTRUCTION_SET = 2 };
 
-// Names of the instruction sets that this machine can run, the fastest first; null past the last one. The functions
-// that compute take such an index.
+// Names of the instruction sets that this machine can run, the fastest first; null past the last one. The index is what
+// other functions take as `instruction_set`.
 IBVIT_API const char* ibvit_instruction_set(int32_t index);
 
 #if defined(__cplusplus)

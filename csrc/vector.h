@@ -1,7 +1,8 @@
-// Vectors of floats in GCC/Clang vector types: IBVIT_LANES a register, set by the including translation unit.
+// Vectors of floats in the vector types of GCC and Clang. A translation unit that includes this file defines
+// IBVIT_LANES, the floats per register.
 //
-// Everything here has internal linkage, and nothing of the standard library is instantiated: an inline function compiled
-// for AVX-512 must never be the copy that the linker keeps for everybody.
+// Everything here has internal linkage, and no template of the standard library is instantiated. Otherwise the linker
+// could keep a copy of an inline function that was compiled for AVX-512, and machines without AVX-512 would run it.
 #ifndef IBVIT_VECTOR_H
 #define IBVIT_VECTOR_H
 
@@ -25,7 +26,7 @@ inline Vector load(const void* from) {
 
 inline void store(float* to, Floats value) { memcpy(to, &value, sizeof(value)); }
 
-// Name the result where a comparison and its choice both need it: only then is the pair one maximum or minimum.
+// A vector with `value` in every lane. GCC broadcasts a scalar only as an operand, and x - 0 is x, also for x = -0.
 inline Floats splat(float value) { return value - Floats{}; }
 
 // Adding this rounds to an integer and leaves that integer in the low bits.

@@ -1,5 +1,4 @@
-// GELU and Gaussian noise in vectors: the arithmetic of kernels/ibvit_kernels/bottleneck/arithmetic.py. NaN that
-// arithmetic makes stays NaN.
+// GELU and Gaussian noise in vectors: the arithmetic of kernels/ibvit_kernels/bottleneck/arithmetic.py. NaN stays NaN.
 #ifndef IBVIT_BOTTLENECK_MATH_H
 #define IBVIT_BOTTLENECK_MATH_H
 
@@ -9,7 +8,8 @@ namespace {
 
 inline Floats absolute(Floats x) { return (Floats)((Words)x & 0x7FFFFFFFu); }
 
-// exp(x), or 2^-126 where that is more; x <= 87. x less the nearest multiple of log 2, whose parts are exact products.
+// exp(x), or 2^-126 where exp(x) is less; x <= 87. f is x less n log 2, the nearest multiple. log 2 is split into two
+// parts, so that n times the first part is exact.
 inline Floats exponential(Floats x) {
   const float log2e = 1.4426950408889634f;
   const Floats lowest = splat(-87.336544f);
@@ -54,7 +54,7 @@ inline Floats square_root(Floats x) {
   return root;
 }
 
-// log(u) for normal u > 0: Cephes' logf on a mantissa in [sqrt(1/2), sqrt(2)).
+// log(u) for u > 0 that is not subnormal: the polynomial of logf in Cephes, on a mantissa in [sqrt(1/2), sqrt(2)).
 inline Floats logarithm(Floats u) {
   const Integers shifted = (Integers)u - 0x3F3504F3;
   const Floats exponent = __builtin_convertvector(shifted >> 23, Floats);
@@ -93,7 +93,7 @@ inline void normal_pair(Words radius, Words angle, Floats normals[2]) {
   const Words odd = quadrant & 1u, upper = quadrant >> 1;
   const Floats x = (Integers)odd != 0 ? sine : cosine;
   const Floats y = (Integers)odd != 0 ? cosine : sine;
-  // cos is negative in quadrants 1 and 2, sin in 2 and 3: the sign bit.
+  // The sign bit: cos is negative in quadrants 1 and 2, sin in 2 and 3.
   normals[0] = r * (Floats)((Words)x ^ ((odd ^ upper) << 31));
   normals[1] = r * (Floats)((Words)y ^ (upper << 31));
 }

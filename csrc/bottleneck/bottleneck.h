@@ -1,7 +1,7 @@
-// C interface of the fused bottleneck and output projection on the CPU, float32. Meaning: ibvit/ops/reference.py.
+// C interface of the fused bottleneck and output projection on the CPU, float32. ibvit/ops/reference.py defines them.
 //
-// Shapes: B images, N tokens, H heads, D width, h hidden, r latent, C columns. Every array is dense, the last index
-// runs fastest. Results do not depend on the number of threads, which are GNU OpenMP's if the process has it, else one.
+// Shapes: B images, N tokens, H heads, D width, h hidden, r latent, C columns. Every array is dense, and the last index
+// runs fastest. Results do not depend on the number of threads. The threads are GNU OpenMP's; without it there is one.
 #ifndef IBVIT_BOTTLENECK_H
 #define IBVIT_BOTTLENECK_H
 

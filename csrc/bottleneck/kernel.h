@@ -1,8 +1,8 @@
 // A tile of tokens through the bottlenecks of all heads, forward and backward, compiled once for each instruction set.
 //
-// A translation unit defines IBVIT_LANES (floats a register) and IBVIT_KERNEL (the name of its BottleneckKernel) and
-// includes this file. Every matrix of a tile lies in scratch memory with padded extents; rows beyond the last token are
-// zero in what is read and ignored in what is written.
+// A translation unit defines IBVIT_LANES (floats per register) and IBVIT_KERNEL (the name of the BottleneckKernel) and
+// includes this file. Every matrix of a tile lies in scratch memory with padded extents. Rows beyond the last token are
+// zero in an input; in an output nobody reads them.
 #ifndef IBVIT_BOTTLENECK_KERNEL_H
 #define IBVIT_BOTTLENECK_KERNEL_H
 
@@ -11,7 +11,8 @@
 
 namespace {
 
-// One register block of a product: 8 accumulators, enough to keep the multiply-add units busy, few enough for 16 registers.
+// One register block of a product has 8 accumulators: enough to keep the multiply-add units busy, and few enough for 16
+// registers.
 constexpr int kVectors = kBlock / kLanes;
 constexpr int kRows = 8 / kVectors;
 static_assert(kTileTokens % kBlock == 0 && kBlock % kRows == 0, "products have no remainders");
@@ -60,10 +61,11 @@ struct Tile {
 
 // to = from [tokens, k] weights [k, to.width] + start.
 void map(const Tile& from, const float* weights, const Tile& to, Start start, const float* bias = nullptr) {
-  multiply(kTileTokens, to.width, from.width, from.data, from.width, 1, weights, to.width, to.data, to.width, start, bias);
+  multiply(
+      kTileTokens, to.width, from.width, from.data, from.width, 1, weights, to.width, to.data, to.width, start, bias);
 }
 
-// gradient [from.width, to.width] += from^T to; bias [to.width] += the sum of to's rows.
+// gradient [from.width, to.width] += from^T to; bias [to.width] += the sum of the rows of `to`.
 void add_gradient(const Tile& from, const Tile& to, float* gradient, float* bias) {
   multiply(
       from.width, to.width, kTileTokens, from.data, 1, from.width, to.data, to.width, gradient, to.width, Start::kAdd);
@@ -78,35 +80,36 @@ struct Scratch {
   float* next;
 
   Tile tile(int32_t width) {
-    const Tile made = {next, width};
+    const Tile tile = {next, width};
     next += int64_t(kTileTokens) * width;
-    return made;
+    return tile;
   }
 };
 
-// What the forward pass of one head computes; `slope` tiles are the derivatives of GELU.
+// The tiles that the forward pass of one head computes; `slope` tiles are the derivatives of GELU.
 struct Head {
   Tile y, a, a_slope, posterior, sigma, eps, z, g, g_slope;
 
   Head(const Layout& l, Scratch* scratch)
-      : y(scratch->tile(l.wide_width)), a(scratch->tile(l.wide_hidden)), a_slope(scratch->tile(l.wide_hidden)),
-        posterior(scratch->tile(2 * l.wide_latent)), sigma(scratch->tile(l.wide_latent)),
-        eps(scratch->tile(l.wide_latent)), z(scratch->tile(l.wide_latent)), g(scratch->tile(l.wide_hidden)),
-        g_slope(scratch->tile(l.wide_hidden)) {}
+      : y(scratch->tile(l.padded_width)), a(scratch->tile(l.padded_hidden)), a_slope(scratch->tile(l.padded_hidden)),
+        posterior(scratch->tile(2 * l.padded_latent)), sigma(scratch->tile(l.padded_latent)),
+        eps(scratch->tile(l.padded_latent)), z(scratch->tile(l.padded_latent)), g(scratch->tile(l.padded_hidden)),
+        g_slope(scratch->tile(l.padded_hidden)) {}
 };
 
-// rows [count, width] of a matrix with the given stride into a tile, and back.
+// Copies `count` rows of a matrix, `stride` apart, into a tile; the other rows of the tile become zero.
 void read(const float* from, int64_t stride, int32_t width, int32_t count, const Tile& to) {
   memset(to.data, 0, sizeof(float) * kTileTokens * to.width);
   for (int32_t i = 0; i < count; ++i) memcpy(to.row(i), from + i * stride, sizeof(float) * width);
 }
 
+// Copies the first `count` rows of a tile to rows of a matrix, `stride` apart.
 void write(const Tile& from, int32_t width, int32_t count, float* to, int64_t stride) {
   for (int32_t i = 0; i < count; ++i) memcpy(to + i * stride, from.row(i), sizeof(float) * width);
 }
 
-// epsilon of one head; layout of counter and key: ibvit/ops/noise.py.
-void draw_noise(const Pass& pass, int head, int64_t first, const Tile& eps) {
+// epsilon of head `index`; ibvit/ops/noise.py defines counter and key.
+void draw_noise(const Pass& pass, int index, int64_t first, const Tile& eps) {
   uint32_t token[kTileTokens], sample[kTileTokens];
   for (int i = 0; i < kTileTokens; ++i) {
     token[i] = uint32_t((first + i) % pass.tokens);
@@ -116,7 +119,7 @@ void draw_noise(const Pass& pass, int head, int64_t first, const Tile& eps) {
   for (int32_t quad = 0; 4 * quad < pass.layout.latent; ++quad) {
     uint32_t words[4][kTileTokens];
     for (int i = 0; i < kTileTokens; ++i) {
-      words[0][i] = (pass.block << 20) + (uint32_t(head) << 8) + uint32_t(quad);
+      words[0][i] = (pass.block << 20) + (uint32_t(index) << 8) + uint32_t(quad);
       words[1][i] = token[i];
       words[2][i] = sample[i];
       words[3][i] = pass.step;
@@ -146,23 +149,23 @@ void activate(const Tile& x, const Tile& slope) {
   }
 }
 
-// rho clamped to [-10, 10], as torch clamps: NaN stays.
+// rho clamped to [-10, 10]; NaN stays, as in torch.
 inline Floats clamped(Floats rho) {
   const Floats lowest = splat(-10.0f), highest = splat(10.0f);
   rho = rho < lowest ? lowest : rho;
   return rho > highest ? highest : rho;
 }
 
-// z = mu + sigma eps, and the KL of each token if asked for.
-void sample(const Head& at, float* kl) {
-  const int32_t width = at.z.width;
+// z = mu + sigma eps, and the KL of each token unless `kl` is null.
+void sample(const Head& head, float* kl) {
+  const int32_t width = head.z.width;
   for (int i = 0; i < kTileTokens; ++i) {
     Floats total = {};
     for (int32_t j = 0; j < width; j += kLanes) {
-      const Floats mu = load(at.posterior.row(i) + j), rho = clamped(load(at.posterior.row(i) + width + j));
+      const Floats mu = load(head.posterior.row(i) + j), rho = clamped(load(head.posterior.row(i) + width + j));
       const Floats sigma = exponential(rho * 0.5f);
-      store(at.sigma.row(i) + j, sigma);
-      store(at.z.row(i) + j, mu + sigma * load(at.eps.row(i) + j));
+      store(head.sigma.row(i) + j, sigma);
+      store(head.z.row(i) + j, mu + sigma * load(head.eps.row(i) + j));
       total += exponential(rho) + mu * mu - 1.0f - rho;
     }
     if (kl != nullptr) {
@@ -173,52 +176,52 @@ void sample(const Head& at, float* kl) {
   }
 }
 
-// From y to g, for one head; Slope also keeps the derivatives of GELU.
+// From y to g, for head `index`; with Slope the derivatives of GELU are stored as well.
 template <bool Slope>
-void encode(const Pass& pass, int head, int64_t first, int32_t count, const Head& at, float* kl) {
+void encode(const Pass& pass, int index, int64_t first, int32_t count, const Head& head, float* kl) {
   const Layout& l = pass.layout;
-  const float* weights = pass.weights + head * 2 * l.weights;
-  const float* biases = pass.biases + head * l.biases;
+  const float* weights = pass.weights + index * 2 * l.weights;
+  const float* biases = pass.biases + index * l.biases;
   const int64_t total = int64_t(l.heads) * l.width;
-  read(pass.y + first * total + head * l.width, total, l.width, count, at.y);
-  map(at.y, weights, at.a, Start::kBias, biases);
-  activate<Slope>(at.a, at.a_slope);
-  map(at.a, weights + l.w2, at.posterior, Start::kBias, biases + l.b2);
-  draw_noise(pass, head, first, at.eps);
-  sample(at, kl);
-  map(at.z, weights + l.w3, at.g, Start::kBias, biases + l.b3);
-  activate<Slope>(at.g, at.g_slope);
+  read(pass.y + first * total + index * l.width, total, l.width, count, head.y);
+  map(head.y, weights, head.a, Start::kBias, biases);
+  activate<Slope>(head.a, head.a_slope);
+  map(head.a, weights + l.w2, head.posterior, Start::kBias, biases + l.b2);
+  draw_noise(pass, index, first, head.eps);
+  sample(head, kl);
+  map(head.z, weights + l.w3, head.g, Start::kBias, biases + l.b3);
+  activate<Slope>(head.g, head.g_slope);
 }
 
-// Where the KL of a head lies for a row, which counts the tokens of all images: [images, heads, tokens].
-inline int64_t kl_index(const Pass& pass, int head, int64_t row) {
-  return (row / pass.tokens * pass.layout.heads + head) * pass.tokens + row % pass.tokens;
+// Offset in [images, heads, tokens] of the KL of head `index`; `row` counts the tokens of all images.
+inline int64_t kl_index(const Pass& pass, int index, int64_t row) {
+  return (row / pass.tokens * pass.layout.heads + index) * pass.tokens + row % pass.tokens;
 }
 
 void forward(const Pass& pass, int64_t first, int32_t count, float* memory) {
   const Layout& l = pass.layout;
   Scratch scratch = {memory};
-  const Head at(l, &scratch);
-  const Tile update = scratch.tile(l.wide_columns);
-  for (int head = 0; head < l.heads; ++head) {
+  const Head head(l, &scratch);
+  const Tile update = scratch.tile(l.padded_columns);
+  for (int index = 0; index < l.heads; ++index) {
     float kl[kTileTokens];
-    encode<false>(pass, head, first, count, at, kl);
-    const float* merged = pass.weights + head * 2 * l.weights + l.merged;
-    map(at.g, merged, update, head == 0 ? Start::kBias : Start::kAdd, pass.biases + l.heads * l.biases);
-    for (int32_t i = 0; i < count; ++i) pass.kl[kl_index(pass, head, first + i)] = kl[i];
+    encode<false>(pass, index, first, count, head, kl);
+    const float* merged = pass.weights + index * 2 * l.weights + l.merged;
+    map(head.g, merged, update, index == 0 ? Start::kBias : Start::kAdd, pass.biases + l.heads * l.biases);
+    for (int32_t i = 0; i < count; ++i) pass.kl[kl_index(pass, index, first + i)] = kl[i];
   }
   write(update, l.columns, count, pass.update + first * l.columns, l.columns);
 }
 
-// d_posterior = [d_mu | d_rho] of one head, from d_z and the prices d_kl of its tokens.
-void differentiate_sample(const Head& at, const Tile& d_z, const float* d_kl, const Tile& d_posterior) {
+// d_posterior = [d_mu | d_rho] of one head, from d_z and from d_kl, the gradient of the KL of each token.
+void differentiate_sample(const Head& head, const Tile& d_z, const float* d_kl, const Tile& d_posterior) {
   const int32_t width = d_z.width;
   for (int i = 0; i < kTileTokens; ++i) {
-    const float* posterior = at.posterior.row(i);
+    const float* posterior = head.posterior.row(i);
     for (int32_t j = 0; j < width; j += kLanes) {
-      const Floats dz = load(d_z.row(i) + j), sigma = load(at.sigma.row(i) + j), rho = load(posterior + width + j);
+      const Floats dz = load(d_z.row(i) + j), sigma = load(head.sigma.row(i) + j), rho = load(posterior + width + j);
       store(d_posterior.row(i) + j, dz + d_kl[i] * load(posterior + j));
-      const Floats d_rho = 0.5f * (dz * load(at.eps.row(i) + j) * sigma + d_kl[i] * (sigma * sigma - 1.0f));
+      const Floats d_rho = 0.5f * (dz * load(head.eps.row(i) + j) * sigma + d_kl[i] * (sigma * sigma - 1.0f));
       const Integers outside = (rho < splat(-10.0f)) | (rho > splat(10.0f));
       store(d_posterior.row(i) + width + j, outside ? Floats{} : d_rho);
     }
@@ -227,38 +230,40 @@ void differentiate_sample(const Head& at, const Tile& d_z, const float* d_kl, co
 
 // to *= slope, element by element.
 void scale(const Tile& to, const Tile& slope) {
-  for (int32_t i = 0; i < kTileTokens * to.width; i += kLanes) store(to.data + i, load(to.data + i) * load(slope.data + i));
+  for (int32_t i = 0; i < kTileTokens * to.width; i += kLanes) {
+    store(to.data + i, load(to.data + i) * load(slope.data + i));
+  }
 }
 
-// Adds the tile's part to `gradients`.
+// Adds the gradients of one tile to `gradients`.
 void backward(const Pass& pass, int64_t first, int32_t count, float* memory, float* gradients) {
   const Layout& l = pass.layout;
   Scratch scratch = {memory};
-  const Head at(l, &scratch);
-  const Tile d_update = scratch.tile(l.wide_columns), d_g = scratch.tile(l.wide_hidden);
-  const Tile d_z = scratch.tile(l.wide_latent), d_posterior = scratch.tile(2 * l.wide_latent);
-  const Tile d_a = scratch.tile(l.wide_hidden), d_y = scratch.tile(l.wide_width);
+  const Head head(l, &scratch);
+  const Tile d_update = scratch.tile(l.padded_columns), d_g = scratch.tile(l.padded_hidden);
+  const Tile d_z = scratch.tile(l.padded_latent), d_posterior = scratch.tile(2 * l.padded_latent);
+  const Tile d_a = scratch.tile(l.padded_hidden), d_y = scratch.tile(l.padded_width);
   read(pass.d_update + first * l.columns, l.columns, l.columns, count, d_update);
-  for (int head = 0; head < l.heads; ++head) {
+  for (int index = 0; index < l.heads; ++index) {
     float d_kl[kTileTokens] = {};
-    for (int32_t i = 0; i < count; ++i) d_kl[i] = pass.d_kl[kl_index(pass, head, first + i)];
-    encode<true>(pass, head, first, count, at, nullptr);
-    const float* transposed = pass.weights + (head * 2 + 1) * l.weights;
-    float* d_weights = gradients + head * l.head_gradients;
+    for (int32_t i = 0; i < count; ++i) d_kl[i] = pass.d_kl[kl_index(pass, index, first + i)];
+    encode<true>(pass, index, first, count, head, nullptr);
+    const float* weights_transposed = pass.weights + (index * 2 + 1) * l.weights;
+    float* d_weights = gradients + index * l.head_gradients;
     float* d_biases = d_weights + l.weights;
-    add_gradient(at.g, d_update, d_weights + l.merged, head == 0 ? gradients + l.heads * l.head_gradients : nullptr);
-    map(d_update, transposed + l.merged, d_g, Start::kZero);
-    scale(d_g, at.g_slope);
-    add_gradient(at.z, d_g, d_weights + l.w3, d_biases + l.b3);
-    map(d_g, transposed + l.w3, d_z, Start::kZero);
-    differentiate_sample(at, d_z, d_kl, d_posterior);
-    add_gradient(at.a, d_posterior, d_weights + l.w2, d_biases + l.b2);
-    map(d_posterior, transposed + l.w2, d_a, Start::kZero);
-    scale(d_a, at.a_slope);
-    add_gradient(at.y, d_a, d_weights, d_biases);
-    map(d_a, transposed, d_y, Start::kZero);
+    add_gradient(head.g, d_update, d_weights + l.merged, index == 0 ? gradients + l.heads * l.head_gradients : nullptr);
+    map(d_update, weights_transposed + l.merged, d_g, Start::kZero);
+    scale(d_g, head.g_slope);
+    add_gradient(head.z, d_g, d_weights + l.w3, d_biases + l.b3);
+    map(d_g, weights_transposed + l.w3, d_z, Start::kZero);
+    differentiate_sample(head, d_z, d_kl, d_posterior);
+    add_gradient(head.a, d_posterior, d_weights + l.w2, d_biases + l.b2);
+    map(d_posterior, weights_transposed + l.w2, d_a, Start::kZero);
+    scale(d_a, head.a_slope);
+    add_gradient(head.y, d_a, d_weights, d_biases);
+    map(d_a, weights_transposed, d_y, Start::kZero);
     const int64_t total = int64_t(l.heads) * l.width;
-    write(d_y, l.width, count, pass.d_y + first * total + head * l.width, total);
+    write(d_y, l.width, count, pass.d_y + first * total + index * l.width, total);
   }
 }
 

@@ -4,20 +4,20 @@
 
 #include <stdint.h>
 
-constexpr int kBlock = 16;  // all extents of packed weights and of scratch are padded to multiples of this
+constexpr int kBlock = 16;  // the extents of packed weights and of scratch memory are padded to multiples of this
 constexpr int kTileTokens = 32;
 
-// Extents of one head's operands, and where its parameters lie. No member functions: each instruction set would bring
-// its own copy of them, and the linker would keep any one. Padding is zero: padded latents have mu = 0 and rho = 0, so
-// their KL is 0; nothing reads their z, whose weights are 0.
+// Extents of one head's operands, and the offsets of one head's parameters. There are no member functions: each
+// instruction set would bring a copy of them, and the linker would keep any one. Padding is zero. A padded latent has
+// mu = 0 and rho = 0, so that the KL of this latent is 0. The weights that multiply z of this latent are 0 as well.
 struct Layout {
   int32_t heads, width, hidden, latent, columns;
-  int32_t wide_width, wide_hidden, wide_latent, wide_columns;  // padded
+  int32_t padded_width, padded_hidden, padded_latent, padded_columns;  // to multiples of kBlock
   // Packed weights: for each head W1 | W2 | W3 | merged, then the same four transposed.
-  int64_t w2, w3, merged, weights;  // where they begin and end, of either orientation
-  // Packed biases: for each head b1 | b2 | b3, then the output's.
+  int64_t w2, w3, merged, weights;  // offsets of W2, W3 and merged, and the extent of all four, in either orientation
+  // Packed biases: for each head b1 | b2 | b3, then the bias of the output.
   int64_t b2, b3, biases;
-  // Gradients: for each head those of the weights (not transposed) and of the biases, then that of the output's bias.
+  // Gradients: for each head of the weights (not transposed) and of the biases, then of the bias of the output.
   int64_t head_gradients, gradients;
   int64_t scratch;  // floats that a tile needs
 };
@@ -25,14 +25,14 @@ struct Layout {
 // One call: the arguments of ibvit_bottleneck_forward and _backward.
 struct Pass {
   Layout layout;
-  int64_t rows;      // images times tokens
+  int64_t rows;  // images times tokens
   int32_t tokens;
   const float* y;        // [rows, heads * width]
   const float* weights;  // packed
   const float* biases;
   uint32_t seed[2], step, first_sample, block;
-  float* update;         // [rows, columns], forward
-  float* kl;             // [images, heads, tokens]
+  float* update;          // [rows, columns], forward
+  float* kl;              // [images, heads, tokens]
   const float* d_update;  // [rows, columns], backward
   const float* d_kl;      // [images, heads, tokens]
   float* d_y;             // [rows, heads * width]

@@ -1,7 +1,7 @@
 // The inner loops of the mixture sums, compiled once for each instruction set (see vector.h).
 //
-// A translation unit defines IBVIT_LANES (floats a register) and IBVIT_KERNEL (the name of its MixtureKernel) and includes
-// this file.
+// A translation unit defines IBVIT_LANES (floats per register) and IBVIT_KERNEL (the name of the MixtureKernel) and
+// includes this file.
 #ifndef IBVIT_MIXTURE_KERNEL_H
 #define IBVIT_MIXTURE_KERNEL_H
 
@@ -10,11 +10,14 @@
 
 namespace {
 
-constexpr int kVectors = 4;  // of samples in a tile
+constexpr int kVectors = 4;  // of samples, per tile
 constexpr int kTile = kLanes * kVectors;
-constexpr int kRows = 2;     // components at once: 8 accumulators, 4 broadcast parameters, one u, one scratch: 14 registers
+// Components at once. 8 accumulators, 4 broadcast parameters, one u and one intermediate result take 14 registers.
+constexpr int kRows = 2;
 static_assert(kComponentsAtOnce % kRows == 0, "packed channels are padded to whole sub-tiles");
 
+// The bounds have names because comparison and choice both use them: only so does the compiler make one minimum or
+// maximum of the two.
 inline Floats exp2_clamped(Floats y) {
   const Floats lowest = splat(kLowest), highest = splat(kHighest);
   y = y > lowest ? y : lowest;
@@ -22,8 +25,8 @@ inline Floats exp2_clamped(Floats y) {
   return exp2(y);
 }
 
-// Adds up one channel's terms for a tile of samples and `rows` components; with Keep, also leaves them in `terms`.
-// Dims = 0 reads the number of dimensions from the column.
+// Adds the terms of one column to `sums`, for a tile of samples and `rows` components. With Keep it also stores them in
+// `terms`. With Dims = 0 the column gives the number of dimensions.
 template <int Dims, bool Keep>
 void sum_column(const TileColumn& column, const float* records, int rows, float* sums, float* terms) {
   const int dims = Dims ? Dims : column.dims;
@@ -56,6 +59,7 @@ void sum_column(const TileColumn& column, const float* records, int rows, float*
   for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes, total[v]);
 }
 
+// Adds the products of the terms of two columns to `sums`.
 void sum_pair(const float* first, const float* second, int rows, float* sums) {
   Floats total[kVectors];
   for (int v = 0; v < kVectors; ++v) total[v] = load(sums + v * kLanes);
@@ -65,6 +69,7 @@ void sum_pair(const float* first, const float* second, int rows, float* sums) {
   for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes, total[v]);
 }
 
+// sum_column for any number of dimensions.
 template <bool Keep>
 void sum_any(const TileColumn& column, const float* records, int rows, float* sums, float* terms) {
   switch (column.dims) {
@@ -76,15 +81,17 @@ void sum_any(const TileColumn& column, const float* records, int rows, float* su
   }
 }
 
-void sum_tile(const TileJob& job, int64_t first, int64_t count, const TileColumn* columns, float* scratch, double* sums) {
-  float* partial = scratch;                                 // [columns + pairs][kTile]
+void sum_tile(
+    const TileJob& job, int64_t first, int64_t count, const TileColumn* columns, float* scratch, double* sums) {
+  float* partial = scratch;                                    // [columns + pairs][kTile]
   float* terms = partial + (job.columns + job.pairs) * kTile;  // [columns][kComponentsAtOnce][kTile], with pairs only
   memset(partial, 0, sizeof(float) * (job.columns + job.pairs) * kTile);
-  for (int64_t done = 0; done < count; done += kComponentsAtOnce) {
+  for (int64_t i = first; i < first + count; i += kComponentsAtOnce) {
     for (int c = 0; c < job.columns; ++c) {
-      const float* records = columns[c].packed + (first + done) * (2 * columns[c].dims + 1);
-      float* kept = terms + (int64_t)c * kComponentsAtOnce * kTile;
-      (job.pairs ? sum_any<true> : sum_any<false>)(columns[c], records, kComponentsAtOnce, partial + c * kTile, kept);
+      const float* records = columns[c].packed + i * (2 * columns[c].dims + 1);
+      float* column_terms = terms + (int64_t)c * kComponentsAtOnce * kTile;
+      const auto sum = job.pairs ? sum_any<true> : sum_any<false>;
+      sum(columns[c], records, kComponentsAtOnce, partial + c * kTile, column_terms);
     }
     for (int p = 0; p < job.pairs; ++p) {
       const float* a = terms + (int64_t)job.pair[2 * p] * kComponentsAtOnce * kTile;

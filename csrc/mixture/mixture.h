@@ -5,6 +5,7 @@
 // the results are, in nats and float64,
 //     single[c, s] = log sum_i exp(l(c, s, i))
 //     pair[p, s]   = log sum_i exp(l(a, s, i) + l(b, s, i)),  p = (a, b)
+// They do not depend on the number of threads.
 #ifndef IBVIT_MIXTURE_H
 #define IBVIT_MIXTURE_H
 
@@ -17,14 +18,14 @@ extern "C" {
 // Number of floats that ibvit_mixture_pack writes.
 IBVIT_API int64_t ibvit_mixture_packed_size(int64_t components, int32_t dims);
 
-// Bring one channel into the layout that the kernels read.
+// Write one channel in the layout that the kernels read.
 IBVIT_API int32_t ibvit_mixture_pack(
     int64_t components,
     int32_t dims,
     const float* mu,      // [components, dims]
     const float* logvar,  // [components, dims]
     float* packed,        // [ibvit_mixture_packed_size(components, dims)]
-    double* offset,       // [1], belongs to `packed`
+    double* offset,       // [1], of the constants in `packed`
     int32_t threads);
 
 IBVIT_API int32_t ibvit_mixture_log_sums(
@@ -32,8 +33,8 @@ IBVIT_API int32_t ibvit_mixture_log_sums(
     int64_t samples,
     int32_t columns,
     const int32_t* dims,             // [columns]
-    const float* const* packed,      // [columns], of each column's channel
-    const double* offset,            // [columns], of each column's channel
+    const float* const* packed,      // [columns], of the channel of each column
+    const double* offset,            // [columns], of the channel of each column
     const float* const* u,           // [columns] -> [samples, dims]
     const double* const* reference,  // [columns] -> [samples], log-densities in nats
     int32_t pairs,

@@ -19,7 +19,8 @@ class BottleneckSizes(ctypes.Structure):
 
 def why_absent() -> str | None:
     """Why the library cannot be used, in one line; None if it can."""
-    return None if isinstance(found := _find(), ctypes.CDLL) else found
+    library_or_reason = _find()
+    return None if isinstance(library_or_reason, ctypes.CDLL) else library_or_reason
 
 
 def load() -> ctypes.CDLL:
@@ -28,10 +29,10 @@ def load() -> ctypes.CDLL:
     Raises:
         RuntimeError: there is no library.
     """
-    found = _find()
-    if not isinstance(found, ctypes.CDLL):
-        raise RuntimeError(f"the CPU library of ibvit_kernels is not available: {found}")
-    return found
+    library_or_reason = _find()
+    if not isinstance(library_or_reason, ctypes.CDLL):
+        raise RuntimeError(f"the CPU library of ibvit_kernels is not available: {library_or_reason}")
+    return library_or_reason
 
 
 def instruction_sets() -> list[str]:
@@ -47,7 +48,7 @@ def instruction_sets() -> list[str]:
 
 
 def instruction_set_index(name: str | None) -> int:
-    """As the library counts them; None means the fastest.
+    """The index by which the library knows an instruction set; None means the fastest.
 
     Raises:
         ValueError: this machine does not run it.
@@ -61,7 +62,7 @@ def instruction_set_index(name: str | None) -> int:
 
 
 def check(status: int) -> None:
-    """Raise what a status of the library means."""
+    """Raise the error that a status of the library stands for."""
     if status == 1:
         raise MemoryError("the CPU library found no room for its workspace")
     if status:
@@ -69,7 +70,7 @@ def check(status: int) -> None:
 
 
 def _candidates() -> Iterator[Path]:
-    """Where the library may lie: in the package, and in the installed package beside a source checkout."""
+    """Paths of the library: in this package, and in the installed package beside a source checkout."""
     for folder in (*ibvit_kernels.__path__, f"{sysconfig.get_path('platlib')}/ibvit_kernels"):
         yield Path(folder) / "ibvit_native.so"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -33,16 +34,24 @@ ODD = {  # that only the library takes
 SMALL = SHAPES["h, r below 16 are padded; C not a multiple of 16"]
 
 
+def run_on(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op calls the library without naming an instruction set; here its calls name this one."""
+    for name in ("pack", "forward", "backward"):
+        bound = functools.partial(getattr(native, name), instruction_set=instruction_set)
+        monkeypatch.setattr(native, name, bound)
+
+
 @pytest.fixture(params=[pytest.param("triton", marks=[on_gpu, needs_triton]), *(f"native {name}" for name in NATIVE)])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     impl, _, instruction_set = request.param.partition(" ")
-    monkeypatch.setattr(native, "instruction_set", instruction_set or None)
+    if instruction_set:
+        run_on(instruction_set, monkeypatch)
     return impl
 
 
 @pytest.fixture(params=NATIVE)
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(native, "instruction_set", request.param)
+    run_on(request.param, monkeypatch)
     return request.param
 
 
@@ -182,6 +191,13 @@ def test_micro_batches_draw_the_noise_of_the_whole_batch(impl):
     whole = bottleneck_write(y, params, *outer, noise_key(5), block, impl=impl).update
     last = bottleneck_write(y[2:], params, *outer, noise_key(5, first_sample=2), block, impl=impl).update
     torch.testing.assert_close(whole[2:], last)
+
+
+@needs_library
+def test_unknown_instruction_set():
+    shape = native.Shape(1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="instruction_set: expected one of"):
+        native.call("pack", "mmx", shape)
 
 
 @needs_library

@@ -17,7 +17,7 @@ def test_resources(arch: int) -> None:
 
 
 def test_direct_form_is_near_its_ideal_instruction_count() -> None:
-    """2 FFMA a dimension, 2 FADD and 1 MUFU; loads and addresses are shared among a thread's samples."""
+    """2 FFMA per dimension, 2 FADD and 1 MUFU; loads and addresses are shared among the samples of a thread."""
     counts = inner_loop()
     print(counts)
     assert counts["MUFU"] == INNER_LOOP.exponents

@@ -1,4 +1,4 @@
-"""The bottleneck op: what its backends have in common. Needs neither Triton nor a GPU.
+"""The bottleneck op: sizes, parameters and gradients, which all backends share. Needs neither Triton nor a GPU.
 
 A backend is a module with `sizes_of`, `pack`, `forward`, `backward` and `gradient_sizes`: `host` launches Triton's
 kernels, `native` calls the CPU library.
@@ -14,7 +14,7 @@ Part = TypeVar("Part")
 
 
 class Sizes(NamedTuple):
-    """One block's sizes."""
+    """The sizes of one block."""
 
     heads: int  # H
     width: int  # D
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """One block's bottlenecks and its output projection; also the gradients of all these."""
+    """The bottlenecks and the output projection of one block, or the gradients of all these."""
 
     w1: Tensor  # [H, D, h]
     b1: Tensor  # [H, h]
@@ -45,17 +45,17 @@ class Parameters(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """One block's parameters as a backend's kernels read them, W4 folded into the projection."""
+    """The parameters of one block in the layout that the kernels of a backend read, W4 folded into the projection."""
 
     weights: Tensor  # [H, ·], in the precision of the activations
     biases: Tensor  # float32
 
 
 class Inner(NamedTuple, Generic[Part]):
-    """Parts of the one vector of gradients that the backward kernel makes, in their order: tensors, or their sizes.
+    """Parts of the one vector of gradients that the backward kernel writes, in this order: tensors, or sizes.
 
-    merged is the gradient of W4 folded into the projection, from which those of w4 and proj_weight follow; a backend
-    that keeps it elsewhere gives it no room here.
+    merged is the gradient of W4 folded into the projection; the gradients of w4 and proj_weight follow from it. Its
+    part is empty for a backend that has it elsewhere.
     """
 
     w1: Part
@@ -99,7 +99,7 @@ def split_inner(vector: Tensor, sizes: Inner[int]) -> Inner[Tensor]:
 
 
 def parameter_gradients(gradients: Gradients, sizes: Inner[int]) -> Parameters:
-    """The gradient of each parameter, as views; those in the vector have one axis."""
+    """The gradient of each parameter, as views; views of the vector have one axis."""
     inner = split_inner(gradients.inner, sizes)
     return Parameters(
         w1=inner.w1,

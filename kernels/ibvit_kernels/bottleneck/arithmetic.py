@@ -79,11 +79,11 @@ def standard_normal(
 ) -> tl.tensor:
     """ε [ROWS, LATENTS] of one head, float32, in the column order of `latent_of_column`.
 
-    One Philox call gives four normals. The tensor core's accumulator leaves columns 2t, 2t + 1, 2t + 8, 2t + 9 of a
-    row to one thread; these columns are where its four normals go, so ε meets μ in the registers where both are made.
+    One Philox call gives four normals. In the accumulator of a tensor core one thread holds columns 2t, 2t + 1, 2t + 8,
+    2t + 9 of a row. The thread computes the four normals of these columns, so that ε and μ lie in the same registers.
     """
-    quad = tl.arange(0, LATENTS // 4)
-    c0 = ((block << 20) + (head << 8) + quad).to(tl.uint32)[None, :]
+    offs_quad = tl.arange(0, LATENTS // 4)
+    c0 = ((block << 20) + (head << 8) + offs_quad).to(tl.uint32)[None, :]
     zeros = tl.zeros([ROWS, LATENTS // 4], tl.uint32)
     w0, w1, w2, w3 = tl.philox(
         seed, c0 + zeros, token.to(tl.uint32)[:, None] + zeros, sample.to(tl.uint32)[:, None] + zeros,
@@ -99,5 +99,5 @@ def standard_normal(
 @triton.jit
 def latent_of_column(LATENTS: tl.constexpr) -> tl.tensor:
     """The latent in each column of the kernels' [·, LATENTS] tiles: 16k + 4t + 2a + b in column 16k + 8a + 2t + b."""
-    column = tl.arange(0, LATENTS)
-    return (column & ~15) + ((column >> 1) & 3) * 4 + ((column >> 3) & 1) * 2 + (column & 1)
+    offs_c = tl.arange(0, LATENTS)
+    return (offs_c & ~15) + ((offs_c >> 1) & 3) * 4 + ((offs_c >> 3) & 1) * 2 + (offs_c & 1)

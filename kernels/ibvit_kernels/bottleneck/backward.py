@@ -2,10 +2,10 @@
 
 The gradients of the head's weights stay in registers over the whole loop. Each program writes its part once, and the
 parts are summed afterwards in a fixed order: no atomics, the same bits every time. Registers do not hold the gradients
-of all weights at once, so the kernel is launched several times (`tiles.backward_launches`). Flags say what a launch
-makes:
+of all weights at once, so the kernel is launched several times (`tiles.backward_launches`). Flags say which gradients a
+launch computes:
 
-    flag        makes                      needs, beside a, μ, ρ, z, g recomputed from y
+    flag        computes                   needs, beside a, μ, ρ, z, g recomputed from y
     INPUT       d_y, w1, b1                d_update, merged → d_g; d_kl, w3 → d_posterior; w2 → d_a; w1
     POSTERIOR   w2, b2                     d_update, merged → d_g; d_kl, w3 → d_posterior
     DECODER     w3, b3                     d_update, merged → d_g
@@ -28,10 +28,10 @@ def backward_kernel(
     d_kl: tl.tensor,  # [B, H, N] float32
     y: tl.tensor,  # [B·N, H·D]
     weights: tl.tensor,  # [H, W1 | W2 | W3 | merged]
-    biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the output's [CP]
+    biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the bias of the output [CP]
     key: tl.tensor,  # [3] int64: seed, step, first sample
     d_y: tl.tensor,  # [B·N, H·D], out if INPUT
-    parts: tl.tensor,  # [splits, w1 | b1 | w2 | b2 | w3 | b3 | merged | bias] float32, out; all heads of each
+    parts: tl.tensor,  # [splits, w1 | b1 | w2 | b2 | w3 | b3 | merged | bias] float32, out; each of all heads
     block: tl.tensor,  # index of the transformer block
     rows: tl.tensor,  # B·N
     tokens: tl.tensor,  # N
@@ -43,14 +43,14 @@ def backward_kernel(
     HP: tl.constexpr,  # hidden, padded
     LP: tl.constexpr,  # latent, padded
     CP: tl.constexpr,  # C, padded
-    W2: tl.constexpr,  # where W2 begins in the packed weights of a head; likewise the next two
+    W2: tl.constexpr,  # offset of W2 in the packed weights of a head; likewise the next two
     W3: tl.constexpr,
     MERGED_MAP: tl.constexpr,
     WEIGHTS: tl.constexpr,  # packed weights of a head
-    B2: tl.constexpr,  # where b2 begins in the packed biases of a head; likewise b3
+    B2: tl.constexpr,  # offset of b2 in the packed biases of a head; likewise b3
     B3: tl.constexpr,
     BIASES: tl.constexpr,  # packed biases of a head
-    D_B1: tl.constexpr,  # where the gradient of b1, of all heads, begins in a part; likewise the next six
+    D_B1: tl.constexpr,  # offset of the gradient of b1, of all heads, in a part; likewise the next six
     D_W2: tl.constexpr,
     D_B2: tl.constexpr,
     D_W3: tl.constexpr,
@@ -58,15 +58,15 @@ def backward_kernel(
     D_MERGED: tl.constexpr,
     D_BIAS: tl.constexpr,
     PART: tl.constexpr,  # extent of a part
-    ROWS: tl.constexpr,  # tokens of a step
+    ROWS: tl.constexpr,  # tokens per step
     WIDE: tl.constexpr,  # columns of d_update are read in groups of WIDE + NARROW
     NARROW: tl.constexpr,
     STAGES: tl.constexpr,
-    RELOAD: tl.constexpr,  # read the weights for each product anew: held on chip, they would not fit
-    INPUT: tl.constexpr,  # make d_y and the gradients of w1, b1
+    RELOAD: tl.constexpr,  # read the weights again for each product, because they do not all fit on chip
+    INPUT: tl.constexpr,  # compute d_y and the gradients of w1, b1
     POSTERIOR: tl.constexpr,  # of w2, b2
     DECODER: tl.constexpr,  # of w3, b3
-    MERGED: tl.constexpr,  # of the merged map and of the output's bias, in this program's column group
+    MERGED: tl.constexpr,  # of the merged map and of the bias of the output, in the column group of this program
 ) -> None:
     CHAIN: tl.constexpr = INPUT or POSTERIOR or DECODER
     GROUP: tl.constexpr = WIDE + NARROW
@@ -75,27 +75,28 @@ def backward_kernel(
     split = tl.program_id(1)
     first = tl.program_id(2) * GROUP if MERGED else 0
 
-    local = tl.arange(0, ROWS)
+    offs_tile = tl.arange(0, ROWS)
     offs_d = tl.arange(0, D)
     offs_h = tl.arange(0, HP)
     offs_r = tl.arange(0, LP)
     offs_2r = tl.arange(0, 2 * LP)
     offs_wide = tl.arange(0, WIDE)
-    ones = tl.full([16, ROWS], 1.0, dtype)  # the sum over tokens as a product: a bias is the weight of a constant input
+    # A bias is the weight of a constant input 1. So the gradient of a bias is a product as well, the sum over tokens.
+    ones = tl.full([16, ROWS], 1.0, dtype)
 
     w = weights + head * WEIGHTS
     b = biases + head * BIASES
-    w1 = _held(w, offs_d[:, None] * HP + offs_h, RELOAD)
-    w2 = _held(w, W2 + offs_h[:, None] * (2 * LP) + offs_2r, RELOAD)
-    w3 = _held(w, W3 + offs_r[:, None] * HP + offs_h, RELOAD)
+    w1 = _weight_or_offset(w, offs_d[:, None] * HP + offs_h, RELOAD)
+    w2 = _weight_or_offset(w, W2 + offs_h[:, None] * (2 * LP) + offs_2r, RELOAD)
+    w3 = _weight_or_offset(w, W3 + offs_r[:, None] * HP + offs_h, RELOAD)
     merged_offset = MERGED_MAP + offs_h[:, None] * CP
     merged = w + merged_offset
     if NARROW > 0:
         offs_narrow = WIDE + tl.arange(0, NARROW)
     if CHAIN:
-        merged_wide = _held(w, merged_offset + offs_wide, RELOAD)
+        merged_wide = _weight_or_offset(w, merged_offset + offs_wide, RELOAD)
         if NARROW > 0:
-            merged_narrow = _held(w, merged_offset + offs_narrow, RELOAD)
+            merged_narrow = _weight_or_offset(w, merged_offset + offs_narrow, RELOAD)
     seed = tl.load(key)
     step = tl.load(key + 1)
     first_sample = tl.load(key + 2)
@@ -117,20 +118,21 @@ def backward_kernel(
             d_bias_narrow = tl.zeros([16, NARROW], tl.float32)
 
     for tile in tl.range(split, tl.cdiv(rows, ROWS), tl.num_programs(1), num_stages=STAGES, disable_licm=True):
-        row = tile * ROWS + local
-        # tile >> 31 and tile >> 30 are always 0, which the compiler cannot know. So it cannot hoist the addresses of b
-        # (48 registers) or the loads of w out of the loop, nor take the second reading of w for the first.
+        offs_row = tile * ROWS + offs_tile
+        # tile >> 31 and tile >> 30 are always 0, which the compiler cannot know. So the compiler does not hoist the
+        # addresses of b (48 registers) or the loads of w out of the loop, and does not replace the second reading of w
+        # by the first.
         # benchmarks/bottleneck_sass.py shows whether this is still needed.
         b_here, w_here, w_again = b + (tile >> 31), w + (tile >> 31), w + (tile >> 30)
-        row_mask = row < rows
-        image = row // tokens
-        token = row - image * tokens
+        mask_row = offs_row < rows
+        image = offs_row // tokens
+        token = offs_row - image * tokens
 
-        out = d_update + row.to(tl.int64)[:, None] * C + first
-        d_out_wide = tl.load(out + offs_wide, mask=row_mask[:, None] & (first + offs_wide < C)[None, :], other=0.0)
+        out = d_update + offs_row.to(tl.int64)[:, None] * C + first
+        d_out_wide = tl.load(out + offs_wide, mask=mask_row[:, None] & (first + offs_wide < C)[None, :], other=0.0)
         if NARROW > 0:
             d_out_narrow = tl.load(
-                out + offs_narrow, mask=row_mask[:, None] & (first + offs_narrow < C)[None, :], other=0.0
+                out + offs_narrow, mask=mask_row[:, None] & (first + offs_narrow < C)[None, :], other=0.0
             )
         if CHAIN:
             d_g = tl.dot(d_out_wide, tl.trans(_weight(w_here, merged_wide, RELOAD)), input_precision="tf32x3")
@@ -138,11 +140,11 @@ def backward_kernel(
                 merged_here = _weight(w_here, merged_narrow, RELOAD)
                 d_g = tl.dot(d_out_narrow, tl.trans(merged_here), d_g, input_precision="tf32x3")
             for group in tl.range(GROUP, CP, GROUP):
-                mask = row_mask[:, None] & (group + offs_wide < C)[None, :]
+                mask = mask_row[:, None] & (group + offs_wide < C)[None, :]
                 d_out = tl.load(out + (group + offs_wide), mask=mask, other=0.0)
                 d_g = tl.dot(d_out, tl.trans(tl.load(merged + (group + offs_wide))), d_g, input_precision="tf32x3")
                 if NARROW > 0:
-                    mask = row_mask[:, None] & (group + offs_narrow < C)[None, :]
+                    mask = mask_row[:, None] & (group + offs_narrow < C)[None, :]
                     d_out = tl.load(out + (group + offs_narrow), mask=mask, other=0.0)
                     d_g = tl.dot(
                         d_out, tl.trans(tl.load(merged + (group + offs_narrow))), d_g, input_precision="tf32x3"
@@ -150,9 +152,9 @@ def backward_kernel(
 
         if INPUT or POSTERIOR:
             kl_offset = (image.to(tl.int64) * H + head) * tokens + token
-            d_kl_rows = tl.load(d_kl + kl_offset, mask=row_mask, other=0.0)[:, None]
-        y_offset = row.to(tl.int64)[:, None] * (H * D) + (head * D + offs_d)
-        y_h = tl.load(y + y_offset, mask=row_mask[:, None], other=0.0)
+            d_kl_rows = tl.load(d_kl + kl_offset, mask=mask_row, other=0.0)[:, None]
+        y_offset = offs_row.to(tl.int64)[:, None] * (H * D) + (head * D + offs_d)
+        y_h = tl.load(y + y_offset, mask=mask_row[:, None], other=0.0)
         before_a = tl.dot(y_h, _weight(w_here, w1, RELOAD), input_precision="tf32x3") + tl.load(b_here + offs_h)
         a, slope1 = gelu_and_slope(before_a)
         a = a.to(dtype)
@@ -198,52 +200,53 @@ def backward_kernel(
             d_w1 = tl.dot(tl.trans(y_h), d_a, d_w1, input_precision="tf32x3")
             d_b1 = tl.dot(ones, d_a, d_b1, input_precision="tf32x3")
             d_y_h = tl.dot(d_a, tl.trans(_weight(w_again, w1, RELOAD)), input_precision="tf32x3")
-            row_again = row + (tile >> 31)  # equal to row; its addresses need not stay in registers through the step
-            y_offset = row_again.to(tl.int64)[:, None] * (H * D) + (head * D + offs_d)
-            tl.store(d_y + y_offset, d_y_h.to(dtype), mask=(row_again < rows)[:, None])
+            # Equal to offs_row, but as new addresses, which need not stay in registers through the step.
+            offs_row_again = offs_row + (tile >> 31)
+            y_offset = offs_row_again.to(tl.int64)[:, None] * (H * D) + (head * D + offs_d)
+            tl.store(d_y + y_offset, d_y_h.to(dtype), mask=(offs_row_again < rows)[:, None])
 
     part = parts + split.to(tl.int64) * PART
-    hidden_mask = offs_h < HIDDEN
-    latent = latent_of_column(LP)
+    mask_h = offs_h < HIDDEN
+    offs_latent = latent_of_column(LP)
     if INPUT:
-        tl.store(part + (head * D + offs_d)[:, None] * HIDDEN + offs_h, d_w1, mask=hidden_mask[None, :])
-        _store_row(part + D_B1 + head * HIDDEN + offs_h, d_b1, hidden_mask)
+        tl.store(part + (head * D + offs_d)[:, None] * HIDDEN + offs_h, d_w1, mask=mask_h[None, :])
+        _store_row(part + D_B1 + head * HIDDEN + offs_h, d_b1, mask_h)
     if POSTERIOR:
         offset = tl.where(offs_2r < LP, 0, LATENT) + latent_of_column(2 * LP) % LP
         mask = latent_of_column(2 * LP) % LP < LATENT
         to_w2 = part + D_W2 + (head * HIDDEN + offs_h)[None, :] * (2 * LATENT) + offset[:, None]
-        tl.store(to_w2, d_w2, mask=mask[:, None] & hidden_mask[None, :])
+        tl.store(to_w2, d_w2, mask=mask[:, None] & mask_h[None, :])
         _store_row(part + D_B2 + head * 2 * LATENT + offset, d_b2, mask)
     if DECODER:
-        mask = (latent < LATENT)[None, :] & hidden_mask[:, None]
-        tl.store(part + D_W3 + (head * LATENT + latent)[None, :] * HIDDEN + offs_h[:, None], d_w3, mask=mask)
-        _store_row(part + D_B3 + head * HIDDEN + offs_h, d_b3, hidden_mask)
+        mask = (offs_latent < LATENT)[None, :] & mask_h[:, None]
+        tl.store(part + D_W3 + (head * LATENT + offs_latent)[None, :] * HIDDEN + offs_h[:, None], d_w3, mask=mask)
+        _store_row(part + D_B3 + head * HIDDEN + offs_h, d_b3, mask_h)
     if MERGED:
         offs_c = first + offs_wide
         offset = part + D_MERGED + (head * HIDDEN + offs_h)[None, :] * C
-        tl.store(offset + offs_c[:, None], d_wide, mask=hidden_mask[None, :] & (offs_c < C)[:, None])
+        tl.store(offset + offs_c[:, None], d_wide, mask=mask_h[None, :] & (offs_c < C)[:, None])
         _store_row(part + D_BIAS + offs_c, d_bias_wide, offs_c < tl.where(head == 0, C, 0))
         if NARROW > 0:
             offs_c = first + offs_narrow
-            tl.store(offset + offs_c[:, None], d_narrow, mask=hidden_mask[None, :] & (offs_c < C)[:, None])
+            tl.store(offset + offs_c[:, None], d_narrow, mask=mask_h[None, :] & (offs_c < C)[:, None])
             _store_row(part + D_BIAS + offs_c, d_bias_narrow, offs_c < tl.where(head == 0, C, 0))
 
 
 @triton.jit
-def _held(w: tl.tensor, offset: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
-    """What `_weight` takes: the weights at these offsets, or under RELOAD the offsets."""
+def _weight_or_offset(w: tl.tensor, offset: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
+    """The weights at these offsets; under RELOAD the offsets."""
     return offset if RELOAD else tl.load(w + offset)
 
 
 @triton.jit
-def _weight(w: tl.tensor, held: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
-    """The weights that `_held` holds, or under RELOAD reads them from w now."""
-    return tl.load(w + held) if RELOAD else held
+def _weight(w: tl.tensor, weight_or_offset: tl.tensor, RELOAD: tl.constexpr) -> tl.tensor:
+    """The weights of `_weight_or_offset`; under RELOAD they are read now."""
+    return tl.load(w + weight_or_offset) if RELOAD else weight_or_offset
 
 
 @triton.jit
 def _shrink(slope: tl.tensor, ROWS: tl.constexpr, HP: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
-    """A tile of GELU's slopes, all within ±2, in half its registers: 16-bit fixed point, good to 2⁻¹⁵.
+    """A tile of slopes of GELU, all within ±2, in half the registers: 16-bit fixed point with an error of at most 2⁻¹⁵.
 
     n = round(slope · 2¹⁴) fits 16 bits. Adding 1.5·2²³ (12582912) to a float32 rounds it to an integer and leaves n, in
     two's complement, in the low bits. Columns k and k + HP/2 share a word. float32 tiles stay as they are.

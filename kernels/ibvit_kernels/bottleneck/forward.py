@@ -1,4 +1,4 @@
-"""Forward kernel: attention output → update and KL, one tile of tokens a program, everything between on chip."""
+"""Forward kernel: attention output → update and KL, one tile of tokens per program, everything between on chip."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ibvit_kernels.bottleneck.arithmetic import LOG2E, gelu, standard_normal
 @triton.jit(do_not_specialize=["block", "rows", "tokens"])
 def forward_kernel(
     y: tl.tensor,  # [B·N, H·D]
-    weights: tl.tensor,  # [H, size of a head], see pack.py
-    biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the output's [CP]
+    weights: tl.tensor,  # [H, W1 | W2 | W3 | merged]
+    biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the bias of the output [CP]
     key: tl.tensor,  # [3] int64: seed, step, first sample
     update: tl.tensor,  # [B·N, C], out
     kl: tl.tensor,  # [B, H, N] float32, out
@@ -25,26 +25,26 @@ def forward_kernel(
     HP: tl.constexpr,  # hidden, padded
     LP: tl.constexpr,  # latent, padded
     CP: tl.constexpr,  # C, padded
-    W2: tl.constexpr,  # where W2 begins in the packed weights of a head; likewise the next two
+    W2: tl.constexpr,  # offset of W2 in the packed weights of a head; likewise the next two
     W3: tl.constexpr,
     MERGED_MAP: tl.constexpr,
     WEIGHTS: tl.constexpr,  # packed weights of a head
-    B2: tl.constexpr,  # where b2 begins in the packed biases of a head; likewise b3
+    B2: tl.constexpr,  # offset of b2 in the packed biases of a head; likewise b3
     B3: tl.constexpr,
     BIASES: tl.constexpr,  # packed biases of a head
-    ROWS: tl.constexpr,  # tokens of a program
-    WIDE: tl.constexpr,  # output columns of a program: WIDE + NARROW, so that 192 is 128 + 64 and not 256
+    ROWS: tl.constexpr,  # tokens per program
+    WIDE: tl.constexpr,  # output columns per program: WIDE + NARROW, so that 192 is 128 + 64 and not 256
     NARROW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
     dtype: tl.constexpr = y.dtype.element_ty
 
     start = tl.program_id(0) * ROWS
-    local = tl.arange(0, ROWS)
-    row = start + local
-    row_mask = row < rows
-    image = row // tokens
-    token = row - image * tokens
+    offs_tile = tl.arange(0, ROWS)
+    offs_row = start + offs_tile
+    mask_row = offs_row < rows
+    image = offs_row // tokens
+    token = offs_row - image * tokens
     seed = tl.load(key)
     step = tl.load(key + 1)
     sample = tl.load(key + 2) + image
@@ -69,7 +69,7 @@ def forward_kernel(
         merged = w + MERGED_MAP + offs_h[:, None] * CP
 
         y_tile = y + start.to(tl.int64) * (H * D) + head * D
-        y_h = tl.load(y_tile + (local[:, None] * (H * D) + offs_d), mask=row_mask[:, None], other=0.0)
+        y_h = tl.load(y_tile + (offs_tile[:, None] * (H * D) + offs_d), mask=mask_row[:, None], other=0.0)
         a = gelu(tl.dot(y_h, w1, input_precision="tf32x3") + tl.load(b + offs_h)).to(dtype)
         posterior = tl.dot(a, w2, input_precision="tf32x3") + tl.load(b + B2 + offs_2r)
         mu_h, logvar_h = tl.split(tl.permute(tl.reshape(posterior, [ROWS, 2, LP]), [0, 2, 1]))
@@ -84,7 +84,7 @@ def forward_kernel(
 
         if first == 0:
             kl_offset = (image.to(tl.int64) * H + head) * tokens + token
-            tl.store(kl + kl_offset, kl_h, mask=row_mask)
+            tl.store(kl + kl_offset, kl_h, mask=mask_row)
 
     bias = biases + H * BIASES
     _write(acc_wide, offs_wide, bias, update, start, rows, C, ROWS)
@@ -95,7 +95,7 @@ def forward_kernel(
 @triton.jit
 def _write(
     acc: tl.tensor,
-    column: tl.tensor,
+    offs_c: tl.tensor,
     bias: tl.tensor,
     update: tl.tensor,
     start: tl.tensor,
@@ -103,9 +103,9 @@ def _write(
     C: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    local = tl.arange(0, ROWS)
-    skipped = start.to(tl.int64) * C
-    offset = local[:, None] * C + column
-    mask = (start + local < rows)[:, None] & (column < C)[None, :]
-    acc += tl.load(bias + column)[None, :]
-    tl.store(update + skipped + offset, acc.to(update.dtype.element_ty), mask=mask)
+    offs_tile = tl.arange(0, ROWS)
+    tile_offset = start.to(tl.int64) * C
+    offset = offs_tile[:, None] * C + offs_c
+    mask = (start + offs_tile < rows)[:, None] & (offs_c < C)[None, :]
+    acc += tl.load(bias + offs_c)[None, :]
+    tl.store(update + tile_offset + offset, acc.to(update.dtype.element_ty), mask=mask)

@@ -68,7 +68,7 @@ def backward(
     key: Tensor,
     block: int,
 ) -> Gradients:
-    """Each program of the kernel writes its part of each gradient; torch adds the parts up in a fixed order."""
+    """Each program of the kernel writes a part of each gradient; torch adds the parts up in a fixed order."""
     batch, tokens, _ = y.shape
     rows = batch * tokens
     d_y = torch.empty_like(y)
@@ -155,14 +155,14 @@ def _unpadded(shape: Shape) -> Constants:
 
 
 def _packed_offsets(shape: Shape) -> Constants:
-    """Where each parameter begins in the packed weights and biases of a head, and the extents of these."""
+    """The offset of each parameter in the packed weights and biases of a head, and the extents of these."""
     weights = dict(zip(("W1", "W2", "W3", "MERGED_MAP", "WEIGHTS"), shape.weight_offsets, strict=True))
     biases = dict(zip(("B1", "B2", "B3", "BIASES"), shape.bias_offsets, strict=True))
     return {name: offset for name, offset in (weights | biases).items() if name not in ("W1", "B1")}  # these are 0
 
 
 def _gradient_offsets(shape: Shape) -> Constants:
-    """Where the gradient of each parameter begins in a part, and the extent of a part."""
+    """The offset of the gradient of each parameter in a part, and the extent of a part."""
     names = ("D_W1", "D_B1", "D_W2", "D_B2", "D_W3", "D_B3", "D_MERGED", "D_BIAS", "PART")
     offsets = accumulate(gradient_sizes(shape), initial=0)
     return {name: offset for name, offset in zip(names, offsets, strict=True) if name != "D_W1"}  # this is 0
@@ -174,5 +174,5 @@ def _tiling(shape: Shape, tile: Tile) -> Constants:
 
 
 def _options(warps: int, stages: int) -> Constants:
-    """Launch options. Multiply-adds fuse, whatever the installed Triton's default."""
+    """Launch options. Multiply-adds fuse, whatever the default of the installed Triton is."""
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

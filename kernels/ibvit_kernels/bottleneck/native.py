@@ -1,4 +1,7 @@
-"""The bottleneck op on the CPU library: host side, float32. Shapes and meaning are those of `ibvit.ops.reference`."""
+"""The bottleneck op on the CPU library: host side, float32. Shapes and meaning are those of `ibvit.ops.reference`.
+
+`instruction_set` is one of `library.instruction_sets()`; None: the first. The op passes none; tests run them all.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from ibvit_kernels.bottleneck import Gradients, Inner, Packed, Parameters, Sizes
 
 
 class Shape(Sizes):
-    """One block's sizes, and what the library makes of them."""
+    """The sizes of one block, and the layout that follows for the library."""
 
     __slots__ = ()
 
     @property
     def weights_per_head(self) -> int:
-        """Elements of one head's packed weights."""
+        """Elements of the packed weights of a head."""
         return _counts(self)[0] // self.heads
 
     @property
@@ -33,27 +36,29 @@ sizes_of = Shape.of
 
 
 def gradient_sizes(shape: Shape) -> Inner[int]:
-    """Elements of the gradients that `backward` returns in one vector; the library keeps the merged map to itself."""
+    """Elements of the gradients that `backward` returns in one vector; the merged map is not among them."""
     return inner_sizes(shape, merged=0)
 
 
-def pack(shape: Shape, dtype: torch.dtype, params: Parameters) -> Packed:
+def pack(shape: Shape, dtype: torch.dtype, params: Parameters, *, instruction_set: str | None = None) -> Packed:
     """Fold W4 into the projection and lay the parameters out."""
     params = _dense(params)
     new = params.w1.new_empty
     packed = Packed(new(shape.heads, shape.weights_per_head, dtype=dtype), new(shape.biases))
-    call("pack", shape, _addresses(params), *(x.data_ptr() for x in packed))
+    call("pack", instruction_set, shape, _addresses(params), *(x.data_ptr() for x in packed))
     return packed
 
 
-def forward(shape: Shape, y: Tensor, packed: Packed, key: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def forward(
+    shape: Shape, y: Tensor, packed: Packed, key: Tensor, block: int, *, instruction_set: str | None = None
+) -> tuple[Tensor, Tensor]:
     """update ``[B, N, C]`` and KL ``[B, H, N]``."""
     batch, tokens, _ = y.shape
     update = y.new_empty(batch, tokens, shape.columns)
     kl = y.new_empty(batch, shape.heads, tokens)
     call(
-        "forward", shape, batch, tokens, *(x.data_ptr() for x in (y, *packed, key)), block, update.data_ptr(),
-        kl.data_ptr(),
+        "forward", instruction_set, shape, batch, tokens, *(x.data_ptr() for x in (y, *packed, key)), block,
+        update.data_ptr(), kl.data_ptr(),
     )  # fmt: skip
     return update, kl
 
@@ -67,7 +72,10 @@ def backward(
     packed: Packed,
     key: Tensor,
     block: int,
+    *,
+    instruction_set: str | None = None,
 ) -> Gradients:
+    """Gradients of y and of the parameters."""
     batch, tokens, _ = y.shape
     params = _dense(params)
     sizes = gradient_sizes(shape)
@@ -80,8 +88,9 @@ def backward(
     )
     d_params = parameter_gradients(gradients, sizes)
     call(
-        "backward", shape, batch, tokens, *(x.data_ptr() for x in (d_update, d_kl, y)), _addresses(params),
-        *(x.data_ptr() for x in packed), key.data_ptr(), block, gradients.y.data_ptr(), _addresses(d_params),
+        "backward", instruction_set, shape, batch, tokens, *(x.data_ptr() for x in (d_update, d_kl, y)),
+        _addresses(params), *(x.data_ptr() for x in packed), key.data_ptr(), block, gradients.y.data_ptr(),
+        _addresses(d_params),
     )  # fmt: skip
     return gradients
 
@@ -91,14 +100,11 @@ def _dense(params: Parameters) -> Parameters:
     return Parameters(*(param.float().contiguous() for param in params))
 
 
-instruction_set: str | None = None
-"""Which of `library.instruction_sets()` runs; None: the fastest. For tests."""
-
-
-def call(name: str, shape: Shape, *arguments: object) -> None:
+def call(name: str, instruction_set: str | None, shape: Shape, *arguments: object) -> None:
+    """Run `ibvit_bottleneck_<name>` on torch's number of threads."""
     function = getattr(library.load(), f"ibvit_bottleneck_{name}")
-    chosen = library.instruction_set_index(instruction_set)
-    library.check(function(library.BottleneckSizes(*shape), *arguments, torch.get_num_threads(), chosen))
+    index = library.instruction_set_index(instruction_set)
+    library.check(function(library.BottleneckSizes(*shape), *arguments, torch.get_num_threads(), index))
 
 
 @functools.cache

@@ -16,7 +16,7 @@ DOT = 16  # the least extent of a tensor-core product
 
 
 class Shape(Sizes):
-    """One block's sizes, and what Triton's kernels make of them."""
+    """The sizes of one block, and the layout that follows for the Triton kernels."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ class Shape(Sizes):
 
     @property
     def weight_offsets(self) -> list[int]:
-        """Where W1, W2, W3 and the merged map begin in the packed weights of a head, and where they end."""
+        """Offsets of W1, W2, W3 and the merged map in the packed weights of a head, and the extent of all."""
         rows = (self.width, 2 * self.padded_latent, self.padded_latent, self.padded_columns)  # of h elements, padded
         return list(accumulate((self.padded_hidden * count for count in rows), initial=0))
 
@@ -46,7 +46,7 @@ class Shape(Sizes):
 
     @property
     def bias_offsets(self) -> list[int]:
-        """Where b1, b2 and b3 begin in the packed biases of a head, and where they end."""
+        """Offsets of b1, b2 and b3 in the packed biases of a head, and the extent of all."""
         return list(accumulate((self.padded_hidden, 2 * self.padded_latent, self.padded_hidden), initial=0))
 
     @property
@@ -56,12 +56,12 @@ class Shape(Sizes):
 
     @property
     def biases(self) -> int:
-        """Elements of the packed biases: every head's, then the output's."""
+        """Elements of the packed biases: of every head, then of the output."""
         return self.heads * self.biases_per_head + self.padded_columns
 
 
 def gradient_sizes(shape: Shape) -> Inner[int]:
-    """Elements of the gradients that the backward kernel makes."""
+    """Elements of the gradients that the backward kernel computes."""
     return inner_sizes(shape, merged=shape.heads * shape.hidden * shape.columns)
 
 
@@ -82,22 +82,22 @@ def column_groups(columns: int) -> tuple[int, int, int]:
 
 
 class Tile(NamedTuple):
-    """How one kernel is cut up."""
+    """How the work of one kernel is divided."""
 
-    rows: int  # tokens of a program, or of one step of its loop
+    rows: int  # tokens per program, or per step of the loop of a program
     warps: int
     stages: int  # depth of the software pipeline
 
 
 class Launch(NamedTuple):
-    """One launch of the backward kernel: its tile, how it reads the weights, and the gradients that it makes."""
+    """One launch of the backward kernel: the tile, how weights are read, and the gradients that it computes."""
 
     tile: Tile
-    reload: bool = False  # for each product anew, instead of holding them on chip
+    reload: bool = False  # weights are read again for each product, instead of staying on chip
     input: bool = False  # d_y, w1, b1
     posterior: bool = False  # w2, b2
     decoder: bool = False  # w3, b3
-    merged: bool = False  # the merged map and the output's bias
+    merged: bool = False  # the merged map and the bias of the output
 
 
 INTERPRETER = 0
@@ -120,9 +120,9 @@ def forward_tile(arch: int, shape: Shape, itemsize: int) -> Tile:
 def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, ...]:
     """What the backward pass launches: as many gradients at once as fit into registers.
 
-    Every launch recomputes the forward pass, so few launches are better; `input` and `decoder` share the gradient of g,
-    `merged` needs no more than the forward pass. float32 weights in TF32 parts, and those of large heads, do not fit on
-    chip all together; float32 launches still spill up to 48 bytes a thread.
+    Every launch recomputes the forward pass, so few launches are better. `input` and `decoder` share the gradient of g,
+    and `merged` needs no more than the forward pass. The weights do not all fit on chip where they are float32, in TF32
+    parts, and where heads are large. float32 launches still spill up to 48 bytes per thread.
     """
     one_group = column_groups(shape.columns)[0] == 1
     if arch >= 90 and itemsize == 2 and not is_large(shape):
@@ -139,10 +139,10 @@ def backward_launches(arch: int, shape: Shape, itemsize: int) -> tuple[Launch, .
 
 
 def is_large(shape: Shape) -> bool:
-    """Whether one head's weights are beyond the sizes of the paper (D = h = 64, r = 32)."""
+    """Whether the weights of a head are beyond the sizes of the paper (D = h = 64, r = 32)."""
     return max(shape.width, shape.hidden) > 64 or shape.latent > 32
 
 
-def splits(shape: Shape, rows: int, rows_a_step: int, multiprocessors: int) -> int:
-    """Programs among which the tokens of one head are divided: one a multiprocessor, all heads together."""
-    return max(1, min(multiprocessors // shape.heads, -(-rows // rows_a_step)))
+def splits(shape: Shape, rows: int, rows_per_step: int, multiprocessors: int) -> int:
+    """Programs among which the tokens of one head are divided: of all heads together, one per multiprocessor."""
+    return max(1, min(multiprocessors // shape.heads, -(-rows // rows_per_step)))

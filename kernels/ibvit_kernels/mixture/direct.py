@@ -1,7 +1,7 @@
 """Sums of exponentials of Gaussian log-densities by direct differences: exact where the expanded quadratic cancels.
 
-A program owns `SAMPLE_TILE` samples, spread over its threads, and walks over blocks of components whose values all its
-threads share, so that sums over components stay within a thread. A block whose flag is 0 is skipped.
+A program owns `SAMPLE_TILE` samples, spread over the threads, and walks over blocks of components. All threads read the
+same components, so that sums over components stay within a thread. Blocks with flag 0 are skipped.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ import triton.language as tl
 from torch import Tensor
 
 from ibvit_kernels.mixture.sorting import SAMPLE_TILE, Components, split_components
+from ibvit_kernels.mixture.sums import add_block, add_first, add_second, store_sums, zero_sums
 
-WARPS = 2  # 4 samples a thread
-UNROLL_LIMIT = 2  # up to here the samples' coordinates stay in registers; beyond, they are read again for each tile
+WARPS = 2  # 4 samples per thread
+UNROLL_LIMIT = 2  # dimensions up to which samples stay in registers; beyond, they are read again for each tile
 
 
 class DirectChannel(NamedTuple):
-    """One channel's operands; exponents in units of log 2, relative to the sample's reference."""
+    """The operands of one channel; exponents in units of log 2, relative to the reference of the sample."""
 
     u: Tensor  # [d, S] float32, S a multiple of SAMPLE_TILE
     reference: Tensor  # [S] float32
     centre: Tensor  # [d, M] float32: mu, or -mu * scale where `fused`
     scale: Tensor  # [d, M] float32: sqrt(log2(e) / 2) / sigma
-    const: Tensor  # [M] float32: log2 of the density's factor; -inf on padding
+    const: Tensor  # [M] float32: log2 of the factor of the density; -inf on padding
 
 
 class DirectComponents(NamedTuple):
-    """The components' part of a DirectChannel."""
+    """The part of a DirectChannel that belongs to the components."""
 
     centre: Tensor
     scale: Tensor
     const: Tensor
-    offset: float  # what was subtracted from const, and must be from the reference
+    offset: float  # was subtracted from const, and must be subtracted from the reference
 
 
 def direct_components(components: Components, fused: bool) -> DirectComponents:
-    """Round to float32, one row a dimension; mu * scale is rounded once, with the scale that the kernel sees."""
+    """Round to float32, one row per dimension; mu * scale is rounded once, with the scale that the kernel reads."""
     scale = components.scale.float()
     centre = -components.mu * scale.double() if fused else components.mu
     return DirectComponents(
@@ -55,8 +56,8 @@ def _terms(
     centre: tl.tensor,
     scale: tl.tensor,
     const: tl.tensor,
-    rows: tl.tensor,
-    cols: tl.tensor,
+    offs_s: tl.tensor,
+    offs_m: tl.tensor,
     samples: tl.tensor,
     components: tl.tensor,
     D: tl.constexpr,
@@ -64,13 +65,13 @@ def _terms(
     UNROLLED: tl.constexpr,
 ) -> tl.tensor:
     """Terms [components, samples] of a tile; `reference` is in registers, all else in memory."""
-    t = reference[None, :] - tl.load(const + cols)[:, None]
+    t = reference[None, :] - tl.load(const + offs_m)[:, None]
     if UNROLLED:
         for j in tl.static_range(D):
-            t = _add_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
+            t = _add_square(t, u, centre, scale, offs_s, offs_m, j * samples, j * components, FUSED)
     else:
         for j in range(D):
-            t = _add_square(t, u, centre, scale, rows, cols, j * samples, j * components, FUSED)
+            t = _add_square(t, u, centre, scale, offs_s, offs_m, j * samples, j * components, FUSED)
     return tl.exp2(t * -1.0)  # unlike -t, which is 0 - t, a modifier of the instruction
 
 
@@ -80,15 +81,15 @@ def _add_square(
     u: tl.tensor,
     centre: tl.tensor,
     scale: tl.tensor,
-    rows: tl.tensor,
-    cols: tl.tensor,
+    offs_s: tl.tensor,
+    offs_m: tl.tensor,
     u_row: tl.tensor,
     component_row: tl.tensor,
     FUSED: tl.constexpr,
 ) -> tl.tensor:
-    x = tl.load(u + u_row + rows)[None, :]
-    m = tl.load(centre + component_row + cols)[:, None]
-    s = tl.load(scale + component_row + cols)[:, None]
+    x = tl.load(u + u_row + offs_s)[None, :]
+    m = tl.load(centre + component_row + offs_m)[:, None]
+    s = tl.load(scale + component_row + offs_m)[:, None]
     z = tl.fma(x, s, m) if FUSED else (x - m) * s
     return tl.fma(z, z, t)
 
@@ -121,42 +122,29 @@ def direct_sums(
     split = tl.program_id(1).to(tl.int64)
     samples = tl.num_programs(0).to(tl.int64) * TILE
     components = blocks.to(tl.int64) * BLOCK
-    # Declared not contiguous, or loads are vectorised along samples and every coordinate passes through shared memory
-    # on its way to the thread that computes with it.
-    rows = tl.max_contiguous(tile * TILE + tl.arange(0, TILE), 1)
-    ref_a = tl.load(reference_a + rows)
-    total_a = tl.zeros([TILE], tl.float64)
+    # Declared not contiguous. Otherwise loads are vectorised along samples, and every coordinate passes through shared
+    # memory before a thread computes with it.
+    offs_s = tl.max_contiguous(tile * TILE + tl.arange(0, TILE), 1)
+    ref_a = tl.load(reference_a + offs_s)
     if DB > 0:
-        ref_b = tl.load(reference_b + rows)
-        total_b = tl.zeros([TILE], tl.float64)
-        total_ab = tl.zeros([TILE], tl.float64)
+        ref_b = tl.load(reference_b + offs_s)
+    totals = zero_sums(TILE, tl.float64, DB > 0)
     for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
         if tl.load(flags + tile * blocks + block) != 0:
-            sum_a = tl.zeros([TILE], tl.float32)
-            if DB > 0:
-                sum_b = tl.zeros([TILE], tl.float32)
-                sum_ab = tl.zeros([TILE], tl.float32)
+            sums = zero_sums(TILE, tl.float32, DB > 0)
             for first in range(0, BLOCK, COMPONENTS):
-                cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
+                offs_m = block * BLOCK + first + tl.arange(0, COMPONENTS)
                 p_a = _terms(
-                    u_a, ref_a, centre_a, scale_a, const_a, rows, cols, samples, components, DA, FUSED, UNROLLED
+                    u_a, ref_a, centre_a, scale_a, const_a, offs_s, offs_m, samples, components, DA, FUSED, UNROLLED
                 )
-                sum_a += tl.sum(p_a, 0)
+                sums = add_first(sums, p_a, 0, DB > 0)
                 if DB > 0:
                     p_b = _terms(
-                        u_b, ref_b, centre_b, scale_b, const_b, rows, cols, samples, components, DB, FUSED, UNROLLED
+                        u_b, ref_b, centre_b, scale_b, const_b, offs_s, offs_m, samples, components, DB, FUSED, UNROLLED
                     )
-                    sum_b += tl.sum(p_b, 0)
-                    sum_ab += tl.sum(p_a * p_b, 0)
-            total_a += sum_a.to(tl.float64)
-            if DB > 0:
-                total_b += sum_b.to(tl.float64)
-                total_ab += sum_ab.to(tl.float64)
-    plane = tl.num_programs(1).to(tl.int64) * samples
-    tl.store(out + split * samples + rows, total_a)
-    if DB > 0:
-        tl.store(out + plane + split * samples + rows, total_b)
-        tl.store(out + 2 * plane + split * samples + rows, total_ab)
+                    sums = add_second(sums, p_a, p_b, 0)
+            totals = add_block(totals, sums, DB > 0)
+    store_sums(out, totals, split, offs_s, samples, DB > 0)
 
 
 def direct_options(dims: Sequence[int], fused: bool, block: int) -> dict[str, Any]:
@@ -168,8 +156,8 @@ def direct_options(dims: Sequence[int], fused: bool, block: int) -> dict[str, An
         "FUSED": fused,
         "UNROLLED": unrolled,
         "TILE": SAMPLE_TILE,
-        # A thread's registers hold this many exponents for each of its 4 samples: enough to hide latency where all is
-        # in registers, and to do more arithmetic than loads where it is not.
+        # The registers of a thread hold this many exponents for each of 4 samples. That is enough to hide latency where
+        # samples stay in registers, and enough arithmetic per load where they are read again.
         "COMPONENTS": 8 if unrolled or len(dims) > 1 else 16,
         "BLOCK": block,
         "num_warps": WARPS,

@@ -1,11 +1,12 @@
-"""The quadratic in a Gaussian exponent, expanded into a product of features, with as little cancellation as can be had.
+"""The quadratic in a Gaussian exponent, expanded into a product of features with little cancellation.
 
 With x = u - centre, nu = mu - centre and s as in `sorting`,
 
     -sum_j s_j^2 (x_j - nu_j)^2 = (x^2, x) . (-s^2, 2 s^2 nu) - sum_j s_j^2 nu_j^2.
 
-From both factors their means are taken: what all components share goes to the sample's reference, what all samples
-share to the component's constant. What is left is small where components overlap, which is where many of them count.
+The mean of the features is subtracted from each factor. The part that all components share goes to the reference of the
+sample, and the part that all samples share goes to the constant of the component. The features that remain are small
+where components overlap, and there many components count.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from torch import Tensor
 from ibvit_kernels.mixture.gemm import GemmChannel
 from ibvit_kernels.mixture.sorting import LOG2_E, Components
 
-ROUNDING = 2**-23  # of a sum of products, in parts of the sum of their sizes: halves of 22 bits, float32 accumulation
-SCALED_MAXIMUM = 2.0**28  # of the product of a feature's largest values; each stays below 2^15 in float16
+ROUNDING = 2**-23  # error of a sum of products per sum of absolute products: halves of 22 bits, float32 accumulation
+SCALED_MAXIMUM = 2.0**28  # of the product of the largest values of a feature; each stays below 2^15 in float16
 FARTHEST = 8.0  # standard deviations at which a sample still has finite features
 NEGLIGIBLE = 2.0**-30  # a feature this small needs no digits
 
 
 class Expansion(NamedTuple):
-    """The components' side of the product, in float16 halves; x and the reference of a sample are prepared to suit."""
+    """The side of the components in the product, in float16 halves, and the numbers that `gemm_channel` needs."""
 
     centre: Tensor  # [d] float64
     square: Tensor  # [d] float64: mean of x^2 over the mixture
     common: Tensor  # [2d] float64: mean features of the components
-    exponent: Tensor  # [2d] float64: the samples' features are scaled by two to this power
+    exponent: Tensor  # [2d] float64: the features of the samples are scaled by two to this power
     high: Tensor  # [M, K] float16, K >= 2d
     low: Tensor  # [M, K] float16
     const: Tensor  # [M] float32, mean 0 over the components; -inf on padding
-    offset: float  # what was subtracted from the density's factor to make const
-    unit: float  # scaled product * unit = exponent of the density
+    offset: float  # was subtracted from the factor of the density to give const
+    unit: float  # exponent of the density = unit * product of scaled features; a power of two
     error: float  # estimated rms error of a log-density where it counts, nats
 
 
@@ -46,14 +47,14 @@ def padded_features(dims: int) -> int:
 
 
 def expand(components: Components) -> Expansion:
-    """Features and constants of the components, and what rounding them costs.
+    """Features and constants of the components, and the error of rounding them.
 
-    A power of two moves each feature's size to the middle between samples and components, and another one for all
-    brings the largest near float16's limit, so that the halves lose nothing to underflow. A sample so far from every
-    component that its features overflow gives no finite sum.
+    Each feature is scaled by a power of two, so that samples and components have the same size. Another power of two,
+    one for all features, brings the largest near the limit of float16, so that the halves lose nothing to underflow. A
+    sample so far from every component that features overflow gives no finite sum.
     """
     d = components.mu.shape[1]
-    mu, scale = components.mu[: components.real], components.scale[: components.real]
+    mu, scale = components.mu[: components.component_count], components.scale[: components.component_count]
     centre = mu.mean(0)
     nu = mu - centre
     precision = scale.square()
@@ -61,7 +62,7 @@ def expand(components: Components) -> Expansion:
     square = (nu.square() + variance).mean(0)
     features = torch.cat([-precision, 2 * precision * nu], 1)
     common = features.mean(0)
-    const = components.const[: components.real] - (precision * nu.square()).sum(1) + features[:, :d] @ square
+    const = components.const[: components.component_count] - (precision * nu.square()).sum(1) + features[:, :d] @ square
     mean = const.mean()
     features -= common
     const -= mean
@@ -71,7 +72,7 @@ def expand(components: Components) -> Expansion:
     size = features.abs().amax(0).clamp(min=NEGLIGIBLE).log2().ceil()
     total = math.log2(SCALED_MAXIMUM) - (sample_size + size).max().item()
     exponent = ((total + size - sample_size) / 2).floor()
-    padding = (0, 0, 0, len(components.mu) - components.real)
+    padding = (0, 0, 0, len(components.mu) - components.component_count)
     high, low = halves(torch.nn.functional.pad(features, padding), total - exponent)
     return Expansion(
         centre,
@@ -91,7 +92,7 @@ def _rounding_error(nu: Tensor, variance: Tensor, square: Tensor, features: Tens
     """Estimated rms error of a log-density, nats.
 
     ROUNDING times the sum of the sizes of the products, in the root mean square over components and over the samples
-    that each generates: given a sample, its component is distributed as the terms of the sum weigh.
+    that each component generates. Given a sample, the terms of the sum are the weights of the components.
     """
     fourth = nu.square().square() + 6 * nu.square() * variance + 3 * variance.square()
     second = nu.square() + variance
@@ -104,11 +105,11 @@ def gemm_channel(u: Tensor, reference: Tensor, expansion: Expansion) -> tuple[Ge
     """Operands for samples u [S, d] with float64 references [S] in units of log 2, and the rounding of those [S]."""
     x = u.double() - expansion.centre
     features = torch.cat([x.square() - expansion.square, x], 1)
-    exact = reference - expansion.offset - features @ expansion.common
+    reference = reference - expansion.offset - features @ expansion.common
     high, low = halves(features, expansion.exponent)
-    rounded = exact.float()
-    channel = GemmChannel(high, low, rounded, expansion.high, expansion.low, expansion.const, expansion.unit)
-    return channel, rounded - exact
+    reference32 = reference.float()
+    channel = GemmChannel(high, low, reference32, expansion.high, expansion.low, expansion.const, expansion.unit)
+    return channel, reference32 - reference
 
 
 def halves(rows: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:

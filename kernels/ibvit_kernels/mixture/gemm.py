@@ -15,13 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ibvit_kernels.mixture.sorting import COMPONENT_PADDING, SAMPLE_TILE, split_components
+from ibvit_kernels.mixture.sums import add_block, add_first, add_second, store_sums, zero_sums
 
 FLAG_COMPONENTS = 64  # components that one flag of the screen covers
 SCREEN_SLACK = 2**-9.9  # bounds the error of x . y, rounded to float16, by this times |x| |y|; a unit roundoff is 2^-11
 
 
 class Tile(NamedTuple):
-    """How a program is shaped."""
+    """Extents of a tile, and launch options of a program."""
 
     samples: int
     components: int
@@ -29,8 +30,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-# For sm_90: (K, channels) -> tile; K is the number of features, padded. Shared memory holds the samples' features and
-# `stages` tiles of components. On sm_80 those features are in registers; on sm_100 the products are in tensor memory.
+# For sm_90: (K, channels) -> tile; K is the number of features, padded. Shared memory holds the features of the samples
+# and `stages` tiles of components. On sm_80 the features of the samples are in registers; on sm_100 the products are in
+# tensor memory.
 TILES = {
     (16, 1): Tile(128, 64, 4, 2),
     (32, 1): Tile(128, 64, 4, 2),
@@ -59,7 +61,7 @@ def gemm_tile(features: Sequence[int], generation: int) -> Tile | None:
 
 
 class GemmChannel(NamedTuple):
-    """One channel's operands, in the order in which the kernel takes them."""
+    """The operands of one channel, in the order of the arguments of the kernel."""
 
     high: Tensor  # [S, K] float16, S a multiple of SAMPLE_TILE
     low: Tensor  # [S, K] float16
@@ -67,7 +69,7 @@ class GemmChannel(NamedTuple):
     component_high: Tensor  # [M, K] float16, M a multiple of COMPONENT_PADDING
     component_low: Tensor  # [M, K] float16
     const: Tensor  # [M] float32; -inf on padding
-    unit: float  # exponent = unit * (features . component features) + const - reference
+    unit: float  # exponent = unit * (features . component features) + const - reference; a power of two
 
 
 @triton.jit
@@ -76,14 +78,14 @@ def _product(
     low: tl.tensor,
     component_high: tl.tensor,
     component_low: tl.tensor,
-    cols: tl.tensor,
+    offs_m: tl.tensor,
     K: tl.constexpr,
 ) -> tl.tensor:
-    """Exponents [samples, components] of a tile, times 2^g; small products first, so that they are not rounded away."""
-    k = tl.arange(0, K)
-    at = cols[None, :] * K + k[:, None]
-    b_high = tl.load(component_high + at)
-    b_low = tl.load(component_low + at)
+    """Products [samples, components] of a tile. The small ones are added first, so that they are not rounded away."""
+    offs_k = tl.arange(0, K)
+    offset = offs_m[None, :] * K + offs_k[:, None]
+    b_high = tl.load(component_high + offset)
+    b_low = tl.load(component_low + offset)
     t = tl.dot(low, b_high)
     t = tl.dot(high, b_low, t)
     return tl.dot(high, b_high, t)
@@ -97,7 +99,7 @@ def gemm_sums(
     component_high_a: tl.tensor,  # [components, KA] float16
     component_low_a: tl.tensor,
     const_a: tl.tensor,  # [components] float32
-    unit_a: tl.tensor,  # 2^-g, the unit of the product
+    unit_a: tl.tensor,  # exponent = unit_a * product + const_a - reference_a
     high_b: tl.tensor,  # the same of the second channel; not read where KB is 0
     low_b: tl.tensor,
     reference_b: tl.tensor,
@@ -119,59 +121,46 @@ def gemm_sums(
     tile = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
     samples = tl.num_programs(0).to(tl.int64) * SAMPLES
-    rows = tile * SAMPLES + tl.arange(0, SAMPLES)
-    at = rows[:, None] * KA + tl.arange(0, KA)[None, :]
-    h_a = tl.load(high_a + at)
-    l_a = tl.load(low_a + at)
-    ref_a = tl.load(reference_a + rows)
-    total_a = tl.zeros([SAMPLES], tl.float64)
+    offs_s = tile * SAMPLES + tl.arange(0, SAMPLES)
+    offset_a = offs_s[:, None] * KA + tl.arange(0, KA)[None, :]
+    h_a = tl.load(high_a + offset_a)
+    l_a = tl.load(low_a + offset_a)
+    ref_a = tl.load(reference_a + offs_s)
     if KB > 0:
-        at_b = rows[:, None] * KB + tl.arange(0, KB)[None, :]
-        h_b = tl.load(high_b + at_b)
-        l_b = tl.load(low_b + at_b)
-        ref_b = tl.load(reference_b + rows)
-        total_b = tl.zeros([SAMPLES], tl.float64)
-        total_ab = tl.zeros([SAMPLES], tl.float64)
+        offset_b = offs_s[:, None] * KB + tl.arange(0, KB)[None, :]
+        h_b = tl.load(high_b + offset_b)
+        l_b = tl.load(low_b + offset_b)
+        ref_b = tl.load(reference_b + offs_s)
+    totals = zero_sums(SAMPLES, tl.float64, KB > 0)
     flags += tile * SAMPLES // FLAG_SAMPLES * blocks
     for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
         if tl.load(flags + block) != 0:
-            sum_a = tl.zeros([SAMPLES], tl.float32)
-            if KB > 0:
-                sum_b = tl.zeros([SAMPLES], tl.float32)
-                sum_ab = tl.zeros([SAMPLES], tl.float32)
+            sums = zero_sums(SAMPLES, tl.float32, KB > 0)
             for first in range(0, BLOCK, COMPONENTS):
-                cols = block * BLOCK + first + tl.arange(0, COMPONENTS)
-                t_a = _product(h_a, l_a, component_high_a, component_low_a, cols, KA)
-                p_a = tl.exp2(tl.fma(t_a, unit_a, tl.load(const_a + cols)[None, :] - ref_a[:, None]))
-                sum_a += tl.sum(p_a, 1)
+                offs_m = block * BLOCK + first + tl.arange(0, COMPONENTS)
+                t_a = _product(h_a, l_a, component_high_a, component_low_a, offs_m, KA)
+                p_a = tl.exp2(tl.fma(t_a, unit_a, tl.load(const_a + offs_m)[None, :] - ref_a[:, None]))
+                sums = add_first(sums, p_a, 1, KB > 0)
                 if KB > 0:
-                    t_b = _product(h_b, l_b, component_high_b, component_low_b, cols, KB)
-                    p_b = tl.exp2(tl.fma(t_b, unit_b, tl.load(const_b + cols)[None, :] - ref_b[:, None]))
-                    sum_b += tl.sum(p_b, 1)
-                    sum_ab += tl.sum(p_a * p_b, 1)
-            total_a += sum_a.to(tl.float64)
-            if KB > 0:
-                total_b += sum_b.to(tl.float64)
-                total_ab += sum_ab.to(tl.float64)
-    plane = tl.num_programs(1).to(tl.int64) * samples
-    tl.store(out + split * samples + rows, total_a)
-    if KB > 0:
-        tl.store(out + plane + split * samples + rows, total_b)
-        tl.store(out + 2 * plane + split * samples + rows, total_ab)
+                    t_b = _product(h_b, l_b, component_high_b, component_low_b, offs_m, KB)
+                    p_b = tl.exp2(tl.fma(t_b, unit_b, tl.load(const_b + offs_m)[None, :] - ref_b[:, None]))
+                    sums = add_second(sums, p_a, p_b, 1)
+            totals = add_block(totals, sums, KB > 0)
+    store_sums(out, totals, split, offs_s, samples, KB > 0)
 
 
 @triton.jit(do_not_specialize=["blocks", "per_split"])
 def screen_tiles(
     high: tl.tensor,  # [samples, K] float16
     reference: tl.tensor,  # [samples] float32
-    norm: tl.tensor,  # [samples / SAMPLES] float32: largest norm of the features of a tile's samples
+    norm: tl.tensor,  # [samples / SAMPLES] float32: largest norm of the features of the samples in a tile
     component_high: tl.tensor,  # [components, K] float16
     const: tl.tensor,  # [components] float32
     component_norm: tl.tensor,  # [components / COMPONENTS] float32
-    unit: tl.tensor,  # 2^-g
-    slack: tl.tensor,  # 2^-g SCREEN_SLACK
+    unit: tl.tensor,  # exponent = unit * product + const - reference
+    slack: tl.tensor,  # unit * SCREEN_SLACK
     threshold: tl.tensor,  # exponents above this matter
-    coarse: tl.tensor,  # [samples / SAMPLES, blocks] int8: blocks worth a look
+    coarse: tl.tensor,  # [samples / SAMPLES, blocks] int8: blocks in which an exponent may exceed the threshold
     flags: tl.tensor,  # [samples / SAMPLES, components / COMPONENTS] int8, out; zero on entry
     blocks: tl.tensor,
     per_split: tl.tensor,
@@ -183,21 +172,22 @@ def screen_tiles(
     TILES: tl.constexpr = BLOCK // COMPONENTS
     tile = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
-    rows = tile * SAMPLES + tl.arange(0, SAMPLES)
-    k = tl.arange(0, K)
-    h = tl.load(high + rows[:, None] * K + k[None, :])
-    ref = tl.load(reference + rows)
+    offs_s = tile * SAMPLES + tl.arange(0, SAMPLES)
+    offs_k = tl.arange(0, K)
+    h = tl.load(high + offs_s[:, None] * K + offs_k[None, :])
+    ref = tl.load(reference + offs_s)
     margin = tl.load(norm + tile) * slack
-    only = tl.zeros([1, 1], tl.int32)  # rank 2 throughout: Triton 3.6 cannot reduce to a scalar on sm_100
+    zero = tl.zeros([1, 1], tl.int32)  # rank 2 throughout: Triton 3.6 cannot reduce to a scalar on sm_100
     for block in range(split * per_split, tl.minimum((split + 1) * per_split, blocks.to(tl.int64))):
         if tl.load(coarse + tile * blocks + block) != 0:
             for i in range(TILES):
-                at = block * TILES + i
-                cols = at * COMPONENTS + tl.arange(0, COMPONENTS)
-                t = tl.dot(h, tl.load(component_high + cols[None, :] * K + k[:, None]))
-                t = tl.fma(t, unit, tl.load(const + cols)[None, :] - ref[:, None])
-                peak = tl.max(tl.max(t, 1, keep_dims=True), 0, keep_dims=True) + margin * tl.load(component_norm + at)
-                tl.store(flags + tile * blocks * TILES + at + only, (peak > threshold).to(tl.int8))
+                index = block * TILES + i
+                offs_m = index * COMPONENTS + tl.arange(0, COMPONENTS)
+                t = tl.dot(h, tl.load(component_high + offs_m[None, :] * K + offs_k[:, None]))
+                t = tl.fma(t, unit, tl.load(const + offs_m)[None, :] - ref[:, None])
+                peak = tl.max(tl.max(t, 1, keep_dims=True), 0, keep_dims=True)
+                peak += margin * tl.load(component_norm + index)
+                tl.store(flags + tile * blocks * TILES + index + zero, (peak > threshold).to(tl.int8))
 
 
 def gemm_options(features: Sequence[int], tile: Tile) -> dict[str, Any]:
@@ -248,7 +238,7 @@ def launch_gemm(channels: Sequence[GemmChannel], flags: Tensor) -> Tensor:
 def launch_screen(channel: GemmChannel, coarse: Tensor, threshold: float) -> Tensor:
     """[S / SAMPLE_TILE, M / FLAG_COMPONENTS] int8: may an exponent of the tile exceed `threshold`?
 
-    coarse: [S / SAMPLE_TILE, M / COMPONENT_PADDING] int8, blocks outside of which none does.
+    coarse: [S / SAMPLE_TILE, M / COMPONENT_PADDING] int8: 0 for blocks where no exponent does.
     """
     tiles, blocks = coarse.shape
     splits, per_split = split_components(tiles, blocks)
@@ -264,7 +254,7 @@ def launch_screen(channel: GemmChannel, coarse: Tensor, threshold: float) -> Ten
 
 
 def generation(tensor: Tensor) -> int:
-    """First number of the device's compute capability; the interpreter counts as sm_90."""
+    """Major version of the compute capability of the device; the interpreter counts as sm_90."""
     return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else 9
 
 

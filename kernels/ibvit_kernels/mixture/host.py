@@ -9,21 +9,22 @@ For samples u with a reference r (the log-density of the component that u was dr
 The term of the sample's own component is exp(0), so a sum is at least 1, needs no running maximum, and may leave out
 terms that add up to less than SKIPPED. Three forms, chosen by dimension and by what rounding would do to these data:
 
-- direct: differences u - mu in float32, 2 or 3 instructions a dimension and term (`direct`);
+- direct: differences u - mu in float32, 2 or 3 instructions per dimension and term (`direct`);
 - gemm: the expanded quadratic on tensor cores, float16 halves, where its estimated rms error is below GEMM_ERROR;
-- screen: elsewhere. One float16 product, with a bound on its error, finds tiles that matter; those are done directly.
+- screen: elsewhere. One float16 product with an error bound finds the tiles that matter; these are computed directly.
 
 In all of them components and samples are sorted in space, and blocks of components whose bounding box is too far from a
 tile of samples are skipped. Pairs come from products of exponentials, not from the exponential of a sum: one
 multiplication instead of one more exp2, the scarcest instruction. The product is safe as long as both sums are below
 2^GUARD_BITS times the number of components: no factor overflows, and where one underflows the term is below SKIPPED.
 Samples drawn as promised exceed that with probability below 2^-GUARD_BITS (Markov: the mean of exp(l - r) is at most
-1). They, and samples with a sum below 1/2, whose reference belongs to no component, are done again in float64.
+1). Such samples are computed again in float64. So are samples with a sum below 1/2: their reference belongs to no
+component.
 
 Sums run in float32 over a block of components and in float64 beyond; there are no atomics, so results repeat bitwise.
 
-Memory: a call takes at most `layouts.WORKSPACE_BYTES` beside its results. Each of the LAYOUTS_KEPT layouts of a
-channel or of a pair takes 20 bytes per component and dimension, and 160 while it is made; 8 dimensions at least.
+Memory: a call takes at most `layouts.WORKSPACE_BYTES` beside its results. Each of the MOST_LAYOUTS layouts of a
+channel or of a pair takes 20 bytes per component and dimension, and 160 during preparation; 8 dimensions at least.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from ibvit_kernels.mixture import layouts
 from ibvit_kernels.mixture.layouts import Form, Layout, samples_at_once
 
 GUARD_BITS = 20
-LAYOUTS_KEPT = 4  # layouts of (pairs of) channels held on the device
-CAREFUL_BYTES = 96  # of a sample and component that are done again in float64
+MOST_LAYOUTS = 4  # layouts of channels, or of pairs of channels, that stay on the device
+CAREFUL_BYTES = 96  # per sample and component that are computed again in float64
 LARGEST_DIMENSION = 128
 
 
@@ -106,12 +107,12 @@ class Mixture:
         shape = (len(u), len(u[0]))
         single = torch.full(shape, math.nan, dtype=torch.float64, device=u[0].device)
         pair = torch.empty(len(pairs), shape[1], dtype=torch.float64, device=u[0].device)
-        todo = set(range(len(u)))
+        unpaired_columns = set(range(len(u)))
         with torch.cuda.device_of(u[0]):  # Triton launches on the current device
             for p, (a, b) in enumerate(pairs.tolist()):
                 single[a], single[b], pair[p] = self._sums([a, b], u, channel, reference)
-                todo -= {a, b}
-            for c in todo:
+                unpaired_columns -= {a, b}
+            for c in unpaired_columns:
                 (single[c],) = self._sums([c], u, channel, reference)
         return LogSums(single, pair)
 
@@ -121,17 +122,17 @@ class Mixture:
         """[1 or 3, S] log-sums of one or two columns and of their pair."""
         if len(u[0]) == 0:
             return torch.empty(2 * len(columns) - 1, 0, dtype=torch.float64, device=u[0].device)
-        prepared = self._layout(tuple(channel[c] for c in columns))
+        layout = self._layout(tuple(channel[c] for c in columns))
         parts = []
         at_once = samples_at_once([x.shape[1] for x in u])
         for start in range(0, len(u[0]), at_once):
             rows = slice(start, start + at_once)
-            parts.append(prepared.log_sums([u[c][rows] for c in columns], [reference[c][rows] for c in columns]))
+            parts.append(layout.log_sums([u[c][rows] for c in columns], [reference[c][rows] for c in columns]))
         logs = torch.cat(parts, 1)
         largest = math.log(2) * GUARD_BITS + math.log(len(self._mu[0]))
-        unsure = ~((logs >= math.log(0.5)) & (logs[: len(columns)].amax(0) <= largest)).all(0)
-        few = max(1, layouts.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
-        for s in unsure.nonzero()[:, 0].split(few):
+        mask_uncertain = ~((logs >= math.log(0.5)) & (logs[: len(columns)].amax(0) <= largest)).all(0)
+        samples_at_a_time = max(1, layouts.WORKSPACE_BYTES // (CAREFUL_BYTES * len(self._mu[0])))
+        for s in mask_uncertain.nonzero()[:, 0].split(samples_at_a_time):
             terms = torch.stack([self._log_ratios(u[c][s], channel[c], reference[c][s]) for c in columns])
             if len(columns) == 2:
                 terms = torch.cat([terms, terms.sum(0, keepdim=True)])
@@ -149,7 +150,7 @@ class Mixture:
 
     def _layout(self, channels: tuple[int, ...]) -> Layout:
         if channels not in self._layouts:
-            if len(self._layouts) == LAYOUTS_KEPT:
+            if len(self._layouts) == MOST_LAYOUTS:
                 self._layouts.pop(next(iter(self._layouts)))
             mu, logvar = [self._mu[c] for c in channels], [self._logvar[c] for c in channels]
             self._layouts[channels] = Layout(mu, logvar, self._form)

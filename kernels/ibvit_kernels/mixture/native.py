@@ -14,8 +14,8 @@ from ibvit_kernels import library
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-# As in csrc/: samples in a tile of the widest instruction set, of the tiles that a thread holds, components at once.
-_LARGEST_TILE, _SAMPLES_A_THREAD, _COMPONENTS_AT_ONCE = 64, 8 * 64, 32
+# As in csrc/: samples per tile of the widest instruction set, samples per thread, components at once.
+_LARGEST_TILE, _SAMPLES_PER_THREAD, _COMPONENTS_AT_ONCE = 64, 8 * 64, 32
 _FLOATS, _DOUBLES, _INTS = (ctypes.POINTER(c) for c in (ctypes.c_float, ctypes.c_double, ctypes.c_int32))
 
 
@@ -43,16 +43,16 @@ class Mixture:
         self._offset: list[float] = []
         self._dims: list[int] = []
         self._components = len(mu[0])
-        for k, (means, widths) in enumerate(zip(mu, logvar, strict=True)):
+        for k, (means, logvars) in enumerate(zip(mu, logvar, strict=True)):
             means = _checked(means, f"mu[{k}]", np.float32, (self._components, None))
-            widths = _checked(widths, f"logvar[{k}]", np.float32, means.shape)
+            logvars = _checked(logvars, f"logvar[{k}]", np.float32, means.shape)
             dims, offset = means.shape[1], ctypes.c_double()
             packed = np.empty(self._library.ibvit_mixture_packed_size(self._components, dims), np.float32)
             status = self._library.ibvit_mixture_pack(
                 self._components,
                 dims,
                 means.ctypes.data_as(_FLOATS),
-                widths.ctypes.data_as(_FLOATS),
+                logvars.ctypes.data_as(_FLOATS),
                 packed.ctypes.data_as(_FLOATS),
                 ctypes.byref(offset),
                 os.cpu_count() or 1,
@@ -63,9 +63,9 @@ class Mixture:
             self._dims.append(dims)
 
     def bytes_a_thread(self, channel: Sequence[int], pairs: int) -> int:
-        """What a thread of `log_sums` allocates at most, for these columns and so many pairs."""
+        """Bytes per thread that `log_sums` allocates at most, for these columns and so many pairs."""
         width, rows = sum(self._dims[k] for k in channel), len(channel) + pairs
-        operands = _SAMPLES_A_THREAD * (4 * width + 4 * len(channel) + 8 * rows)
+        operands = _SAMPLES_PER_THREAD * (4 * width + 4 * len(channel) + 8 * rows)
         return operands + _LARGEST_TILE * 4 * (rows + _COMPONENTS_AT_ONCE * len(channel)) + 64 * 8 * len(channel)
 
     def log_sums(
@@ -90,7 +90,7 @@ class Mixture:
             reference: for each column `[S]` float64, in nats; ideally the log-density of u's own component, any finite
                 numbers are right.
             pairs: `[P, 2]` columns.
-            threads: None: one for each core.
+            threads: None: one per core.
             instruction_set: one of `library.instruction_sets()`; None: the first.
 
         Returns:
@@ -108,7 +108,7 @@ class Mixture:
         pair = np.ascontiguousarray(pairs, np.int32)
         if pair.shape != (len(pair), 2) or (pair.size and not 0 <= pair.min() <= pair.max() < columns):
             raise ValueError(f"pairs: expected [P, 2] indices below {columns}, got {np.asarray(pairs).tolist()}")
-        single, both = np.empty((columns, samples)), np.empty((len(pair), samples))
+        single, pair_sums = np.empty((columns, samples)), np.empty((len(pair), samples))
         status = self._library.ibvit_mixture_log_sums(
             self._components,
             samples,
@@ -121,16 +121,16 @@ class Mixture:
             len(pair),
             pair.ctypes.data_as(_INTS),
             single.ctypes.data_as(_DOUBLES),
-            both.ctypes.data_as(_DOUBLES),
+            pair_sums.ctypes.data_as(_DOUBLES),
             threads or os.cpu_count() or 1,
             library.instruction_set_index(instruction_set),
         )
         library.check(status)
-        return single, both
+        return single, pair_sums
 
 
 def _checked(array: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> Any:
-    """The array in C order, if it is what was expected."""
+    """The array in C order, if dtype and shape are as expected."""
     fits = array.ndim == len(shape) and all(e is None or e == n for e, n in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits or 0 in array.shape[1:]:
         raise ValueError(f"{name}: expected {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}")

@@ -1,4 +1,4 @@
-"""How samples and components are laid out for the mixture kernels: sorted in space and padded, with bounds on boxes.
+"""The layout of samples and components for the mixture kernels: sorted in space and padded, with bounds on boxes.
 
 Exponents are in units of log 2 throughout: with s = sqrt(log2(e) / 2) / sigma,
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 SAMPLE_TILE = 256  # samples that share a flag
 COMPONENT_PADDING = 1024  # components are padded to a multiple of this
-SORTED_DIMENSIONS = 8  # the widest dimensions take part in the sort; narrow ones separate nothing
+SORTED_DIMENSIONS = 8  # as many dimensions take part in the sort, the widest ones; narrow ones separate nothing
 SORTED_RUN = 64  # the sort stops at runs of this many components
-PROGRAMS = 1024  # fewer tiles of samples than this are also divided over components
+PROGRAMS = 1024  # where samples have fewer tiles than this, components are divided too
 BOUNDS_AT_ONCE = 1 << 22  # bounds of a tile of samples and a block of components
 LOG2_E = math.log2(math.e)
 
@@ -28,8 +28,8 @@ class Components(NamedTuple):
     mu: Tensor  # [M, d]
     scale: Tensor  # [M, d]: sqrt(log2(e) / 2) / sigma
     const: Tensor  # [M], mean 0 over the components; -inf on padding
-    offset: float  # what was subtracted from const
-    real: int  # components that are not padding
+    offset: float  # was subtracted from const
+    component_count: int  # without padding
 
 
 class Boxes(NamedTuple):
@@ -52,12 +52,12 @@ def spatial_order(points: Tensor, leaf: int) -> Tensor:
     length = leaf << max(0, math.ceil(math.log2(count / leaf)))
     while length > leaf:
         runs = -(-count // length)
-        padded = torch.cat([order, order[-1:].expand(runs * length - count)]).view(runs, length)
-        cells = points[padded]
-        widest = (cells.amax(1) - cells.amin(1)).argmax(1)
-        keys = cells.gather(2, widest[:, None, None].expand(-1, length, 1)).reshape(-1)
+        padded_order = torch.cat([order, order[-1:].expand(runs * length - count)]).view(runs, length)
+        cells = points[padded_order]
+        axis = (cells.amax(1) - cells.amin(1)).argmax(1)
+        keys = cells.gather(2, axis[:, None, None].expand(-1, length, 1)).reshape(-1)
         keys[count:] = math.inf  # padding stays behind the last point
-        order = padded.gather(1, keys.view(runs, length).argsort(dim=1, stable=True)).view(-1)[:count]
+        order = padded_order.gather(1, keys.view(runs, length).argsort(dim=1, stable=True)).view(-1)[:count]
         length //= 2
     return order
 
@@ -119,6 +119,6 @@ def box_flags(u: Tensor, reference: Tensor, boxes: Boxes, threshold: float) -> T
 
 
 def split_components(tiles: int, blocks: int) -> tuple[int, int]:
-    """(splits, blocks a split): enough programs for a GPU where there are few tiles of samples; of the shape alone."""
+    """(splits, blocks per split): enough programs for a GPU where samples have few tiles. The shape alone decides."""
     per_split = -(-blocks // min(blocks, -(-PROGRAMS // tiles)))
     return -(-blocks // per_split), per_split
