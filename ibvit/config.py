@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -171,6 +172,26 @@ def conflicts(config: TrainConfig, stored: dict[str, object]) -> list[str]:
         and option.name not in _FREE
         and _plain(getattr(config, option.name)) != stored[option.name]
     ]
+
+
+_NAMED = {"seed", "beta", "attention"}  # what names of runs say already
+
+
+def told_apart(runs: Sequence[Mapping[str, object]]) -> list[str]:
+    """For each of several runs (their ``config.json``) the options in which they differ beside β and seed, in words.
+
+    Example:
+        >>> told_apart([{"beta": 1.0, "latent_dim": 32, "seed": 0}, {"beta": 1.0, "latent_dim": 8, "seed": 1}])
+        ['latent dim 32', 'latent dim 8']
+    """
+    default = as_dict(TrainConfig())  # of options that an earlier edition did not have
+    options = [{name: run.get(name, default[name]) for name in default if name not in _FREE | _NAMED} for run in runs]
+    differing = [name for name in options[0] if len({str(each[name]) for each in options}) > 1]
+    return [", ".join(f"{name.replace('_', ' ')} {_short(each[name])}" for name in differing) for each in options]
+
+
+def _short(value: object) -> object:
+    return f"{value:g}" if isinstance(value, float) else Path(value).name if isinstance(value, str) else value
 
 
 def _plain(value: object) -> object:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ibvit import run_folder
+from ibvit.config import told_apart
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
 from ibvit.models.weights import fingerprint_of
@@ -105,6 +106,8 @@ class Records:
     run: Path
     config: Mapping[str, Any]
     meta: Mapping[str, Any]
+    apart: str = ""
+    """What tells the run apart from those beside it that have the same β or kind of attention."""
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "Records":
@@ -182,8 +185,9 @@ class Records:
 
     @property
     def label(self) -> str:
-        """The run's place in the spectrum, as figures print it."""
-        return self.kind.label or f"β = {self.config['beta']:g}"
+        """The run's place in the spectrum, as figures print it; runs that differ in their seed alone have the same."""
+        label = self.kind.label or f"β = {self.config['beta']:g}"
+        return f"{label}, {self.apart}" if self.apart else label
 
     @property
     def identity(self) -> RunIdentity:
@@ -298,7 +302,21 @@ def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
                 f"{first.config['data']} ({len(first.labels)} images), {run.run} on "
                 f"{run.config['data']} ({len(run.labels)} images)"
             )
-    return runs
+    return _told_apart(runs)
+
+
+def _told_apart(runs: list[Records]) -> list[Records]:
+    groups: dict[str, list[Records]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    apart = {
+        run.run: text
+        for group in groups.values()
+        for run, text in zip(group, told_apart([run.config for run in group]), strict=True)
+    }
+    return sorted(
+        (replace(run, apart=apart[run.run]) for run in runs), key=lambda run: (run.order[0], run.apart, run.seed)
+    )
 
 
 class RecordsWriter:

@@ -79,6 +79,17 @@ def test_array_of_another_shape(make_run: MakeRun) -> None:
         Records.open(folder)
 
 
+def test_runs_that_differ_in_more_than_their_seed_have_labels_of_their_own(make_run: MakeRun) -> None:
+    folders = [make_run(name, "ib", beta=2.0, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
+    for folder, options in zip(folders, ({"latent_dim": 32}, {"latent_dim": 8}, {"latent_dim": 32}), strict=True):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | options))
+    runs = open_runs(folders)
+    assert [run.label for run in runs] == ["β = 2, latent dim 32", "β = 2, latent dim 32", "β = 2, latent dim 8"]
+    assert [run.run.name for run in runs] == ["a", "c", "b"]
+    assert [run.label for run in open_runs(folders[::2])] == ["β = 2", "β = 2"]
+
+
 def test_records_of_other_weights(make_run: MakeRun) -> None:
     folder = make_run("run", "none")
     save_weights(folder / "model.safetensors", {"w": torch.ones(1)}, {"step": 7})  # trained further
