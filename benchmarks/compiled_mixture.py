@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import triton
-
 from tests.kernels.mixture_variants import (
     Variant,
     chosen_variants,

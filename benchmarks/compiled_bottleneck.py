@@ -14,10 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 import triton
-
-from ibvit_kernels.bottleneck.tiles import Shape
 from tests.kernels.bottleneck_variants import variants
 from tests.kernels.resources import ARCHITECTURES, compile_kernel, compile_sass, loops
+
+from ibvit_kernels.bottleneck.tiles import Shape
 
 VIT_TINY = Shape(heads=3, width=64, columns=192, hidden=64, latent=32)
 CASES = {
