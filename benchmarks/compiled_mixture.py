@@ -1,50 +1,24 @@
-"""What the compiled mixture kernels use, and what their instruction counts predict. Needs no GPU.
+"""What the compiled mixture kernels use, and what their instruction counts predict.
 
-    python -m benchmarks.mixture_sass [--all]
-
-Prints registers, stack and shared memory of the kernels for three architectures (`--all`: of every shape), and for an
-H200 the seconds that 2*10^7 samples x 980,000 components would take if every pair is computed: `overlapped` if the
-busiest unit never waits, `serial` if the units take turns. A prediction, not a measurement. Writes
-results/compiled-mixture.json.
+Registers, stack and shared memory of the kernels for three architectures, and for an H200 the seconds that 2*10^7
+samples x 980,000 components would take if every pair is computed: `overlapped` if the busiest unit never waits, `serial`
+if the units take turns. A prediction, not a measurement.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-import triton
-from tests.kernels.mixture_variants import (
-    Variant,
-    chosen_variants,
-    direct_variant,
-    gemm_variant,
-    screen_variant,
-    variants,
-)
-from tests.kernels.resources import ARCHITECTURES, compile_kernel, compile_sass, loops
+from benchmarks.h200 import CLOCK, EXP2, ISSUE, MULTIPROCESSORS, TENSOR_FLOPS
+from benchmarks.kernels.mixture_variants import Variant, direct_variant, gemm_variant, screen_variant, variants
+from benchmarks.kernels.resources import ARCHITECTURES, compile_kernel, compile_sass, loops
+from benchmarks.recording import Benchmark, Case, Row
 
 PAIRS = 2e7 * 980_000
-# One H200: 132 multiprocessors at 1.98 GHz that issue 4 warp instructions and 16 exp2 a clock; GEMM rate as measured.
-CLOCKS = 132 * 1.98e9
-ISSUE, EXP2 = 4 * 32, 16
-TENSOR_FLOPS = 790e12
+CLOCKS = MULTIPROCESSORS * CLOCK
 
 
-def resources(everything: bool) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    print(f"{'arch':7} {'kernel':28} registers  stack   shared")
-    for arch in ARCHITECTURES:
-        for variant in variants(arch) if everything else chosen_variants(arch):
-            usage = compile_kernel(*variant[1:5], arch)
-            print(f"sm_{arch:<4} {variant.name:28} {usage.registers:9} {usage.stack:6} {usage.shared:8}", flush=True)
-            rows.append({"arch": arch, "kernel": variant.name} | usage._asdict())
-    return rows
-
-
-def predictions() -> list[dict[str, object]]:
+def benchmark(full: bool) -> Benchmark:
     cases = [
         (1, direct_variant((1,), fused=True)),
         (2, direct_variant((2,), fused=True)),
@@ -53,18 +27,25 @@ def predictions() -> list[dict[str, object]]:
         *((d, screen_variant(2 * d)) for d in (32, 64)),
         *((d, direct_variant((d,), fused)) for d in (32, 64) for fused in (True, False)),
     ]
-    rows = [predict(d, variant) for d, variant in cases]
-    print(f"\n  d {'kernel':24}  instructions a pair   issue    exp2  tensor   overlapped  serial")
-    for row in rows:
-        times = " ".join(f"{row[unit]:7.1f}" for unit in ("issue_s", "exp2_s", "tensor_s"))
-        print(
-            f"{row['d']:3} {row['kernel']:24} {row['instructions_a_pair']:20.2f} {times} "
-            f"{row['overlapped_s']:10.1f} s {row['serial_s']:6.1f} s"
-        )
-    return rows
+    return Benchmark(
+        "resources of each kernel; seconds of an H200 for 2e7 samples x 980,000 components, nothing skipped, by "
+        "instruction counts",
+        [
+            *(Case(f"sm_{arch}", partial(resources, arch)) for arch in (ARCHITECTURES if full else ())),
+            *(Case(f"d={d} {v.name}", partial(prediction, d, v)) for d, v in cases[: None if full else 1]),
+        ],
+        measured=False,
+    )
 
 
-def predict(d: int, variant: Variant) -> dict[str, object]:
+def resources(arch: int) -> list[Row]:
+    return [
+        {"part": "resources", "arch": arch, "kernel": v.name, **compile_kernel(*v[1:5], arch)._asdict()}
+        for v in variants(arch)
+    ]
+
+
+def prediction(d: int, variant: Variant) -> list[Row]:
     """Instructions that a pair of a sample and a component takes in the loops, and seconds on each unit."""
     nested = loops(compile_sass(*variant[1:5], 90))
     inner, around = nested[0], nested[1] if len(nested) > 1 else nested[0]
@@ -73,40 +54,16 @@ def predict(d: int, variant: Variant) -> dict[str, object]:
     exp2 = (around if over_dimensions else inner)["MUFU"] / variant.exponents
     products = {"gemm": 3, "screen": 1, "direct": 0}[variant.name.split()[0]]
     features = variant.constexprs.get("KA", variant.constexprs.get("K", 0))
-    seconds = [
-        PAIRS * instructions / variant.exponents / (CLOCKS * ISSUE),
-        PAIRS * exp2 / (CLOCKS * EXP2),
-        PAIRS * products * 2 * features / TENSOR_FLOPS,
-    ]
-    counts = {name: round(n / variant.exponents, 3) for name, n in inner.most_common(8)}
-    return {
-        "d": d,
-        "kernel": variant.name,
-        "instructions_a_pair": instructions / variant.exponents,
-        "inner_loop_a_pair": counts,
-        "issue_s": seconds[0],
-        "exp2_s": seconds[1],
-        "tensor_s": seconds[2],
-        "overlapped_s": max(seconds),
-        "serial_s": sum(seconds),
+    seconds = {
+        "issue_s": PAIRS * instructions / variant.exponents / (CLOCKS * ISSUE),
+        "exp2_s": PAIRS * exp2 / (CLOCKS * EXP2),
+        "tensor_s": PAIRS * products * 2 * features / TENSOR_FLOPS,
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="every shape, not the chosen ones")
-    everything = parser.parse_args(arguments).all
-    result = {
-        "versions": {"triton": triton.__version__},
-        "resources": resources(everything),
-        "predicted_for": "H200, 2e7 samples x 980000 components, nothing skipped; from instruction counts, not a run",
-        "predictions": predictions(),
-    }
-    path = Path(__file__).parent / "results" / "compiled-mixture.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"\nwrote {path}")
-
-
-if __name__ == "__main__":
-    main()
+    counts = {f"inner_{name.lower()}_per_pair": n / variant.exponents for name, n in inner.most_common(8)}
+    return [
+        {
+            "part": "prediction", "d": d, "kernel": variant.name,
+            "instructions_per_pair": instructions / variant.exponents, **counts, **seconds,
+            "overlapped_s": max(seconds.values()), "serial_s": sum(seconds.values()),
+        }
+    ]  # fmt: skip

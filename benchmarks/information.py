@@ -125,7 +125,10 @@ def sums_beside_peers(dims: int, full: bool) -> list[Row]:
     components, pairs, rounds = (50_000, 200_000_000, 5) if full else (500, 50_000, 2)
     size = 1024 if full else 128
     matrix, many = torch.rand(size, size), -torch.rand(size * size)
-    limits = rates(size**3, lambda: matrix @ matrix, rounds, "flop_per_s"), rates(size**2, many.exp, rounds, "exp_per_s")
+    limits = (
+        rates(size**3, lambda: matrix @ matrix, rounds, "flop_per_s"),
+        rates(size**2, many.exp, rounds, "exp_per_s"),
+    )
     rows: list[Row] = [{"part": "limit", "d": dims, **limit} for limit in limits]
     ours: Row = {}
     for name, runner in RUNNERS.items():

@@ -48,9 +48,12 @@ def benchmark(full: bool) -> Benchmark:
     alone: list[float] = []
     return Benchmark(
         f"one optimiser step of IB-ViT-Tiny{', 224 px, compiled' if GPU else ', 2 blocks, 32 px'}, resident batch, DDP",
-        [Case(f"{mode}, {count} processes", partial(measure, mode, count, batch, full, alone)) for mode, count, batch in jobs],
+        [
+            Case(f"{mode}, {count} processes", partial(measure, mode, count, batch, full, alone))
+            for mode, count, batch in jobs
+        ],
         BETTER,
-    )  # fmt: skip
+    )
 
 
 def measure(mode: str, count: int, batch: int, full: bool, alone: list[float]) -> list[Row]:
