@@ -1,8 +1,8 @@
 """What the compiled mixture kernels use, and what their instruction counts predict.
 
 Registers, stack and shared memory of the kernels for three architectures, and for an H200 the seconds that 2*10^7
-samples x 980,000 components would take if every pair is computed: `overlapped` if the busiest unit never waits, `serial`
-if the units take turns. A prediction, not a measurement.
+samples x 980,000 components would take if every pair is computed: `overlapped` if the busiest unit never waits,
+`serial` if the units take turns. A prediction, not a measurement.
 """
 
 from __future__ import annotations
