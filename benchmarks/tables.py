@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.recording import RESULTS, Row, read
@@ -36,9 +35,10 @@ def table(make: Callable[[], str]) -> Callable[[], str]:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *lines)).replace(
-        "\n", f"\n|{'---|' * len(head)}\n", 1
-    )
+    def line(cells: Sequence[str]) -> str:
+        return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, lines)])
 
 
 def select(name: str, **wanted: Any) -> list[Row]:
@@ -184,7 +184,7 @@ def repetition() -> str:
         runs = [row for row in rows if (row["attention"], row["beta"]) == (attention, beta)]
         nats = [digits(run["nats_per_patch"], 1 if run["nats_per_patch"] < 0.01 else 2) for run in runs
                 if run["nats_per_patch"] is not None]  # fmt: skip
-        cells = [", ".join(dict.fromkeys(f"{digits(100 * run['accuracy'], 3)}" for run in runs))]
+        cells = [", ".join(digits(100 * run["accuracy"], 3) for run in runs)]
         for key in ("active_heads", "heads_active_on_average"):
             cells.append(", ".join(f"{run[key]}" for run in runs) if attention == "ib" else "–")
         name = f"β = {beta:g}" if attention == "ib" else {"none": "no attention", "full": "full attention"}[attention]
