@@ -212,8 +212,8 @@ def measured_where() -> str:
         [
             "bottleneck",
             f"CPU library right against float64; {loop / fused:.1f} times as fast as the loop over heads, "
-            f"{batched / fused:.1f} times as fast as the batched reference (12 layers of ViT-Tiny, batch 4, forward and "
-            "backward); Triton's kernels right in its interpreter, compiled for sm_80, sm_90, sm_100",
+            f"{batched / fused:.1f} times as fast as the batched reference (12 layers of ViT-Tiny, batch 4, forward "
+            "and backward); Triton's kernels right in its interpreter, compiled for sm_80, sm_90, sm_100",
         ],
         [
             "training step",

@@ -25,8 +25,10 @@ def as_trained(full: bool) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(len(cores()))
     keep_freed_memory()
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def spread(values: Sequence[float], unit: str) -> dict[str, float | int]:
