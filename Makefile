@@ -33,11 +33,11 @@ lint: $(VENV)/.ready-dev
 
 # Sweep of the two embedded data sets, all figures, the report, and the check of the paper's findings.
 spectrum: $(VENV)/.ready-dev
-	$(PY) benchmarks/spectrum.py
+	$(PY) -m benchmarks spectrum --full $(ARGS)
 
 # On a machine with a GPU: its tests, then the benchmarks, whatever fails before them. Needs torch, torchvision, triton,
-# timm, numpy, scikit-learn, pytest and pytest-benchmark, and no installation: GPU_PYTHON names the interpreter that has
-# them. The parts can be run one by one.
+# timm, numpy, scikit-learn and pytest, and no installation: GPU_PYTHON names the interpreter that has them. The parts can
+# be run one by one.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu:
 	$(MAKE) --keep-going gpu-tests gpu-kernels gpu-estimator gpu-training
@@ -46,14 +46,16 @@ gpu:
 gpu-tests:
 	$(GPU_PYTHON) -m pytest -m gpu $$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 4') tests/ops tests/kernels tests/information tests/training/test_gpu.py
 
-gpu-kernels:
-	$(GPU_PYTHON) -m pytest -s benchmarks/test_bottleneck.py
+gpu-kernels: benchmark-bottleneck
 
-gpu-estimator:
-	$(GPU_PYTHON) -m pytest -s benchmarks/test_mixture_gpu.py
+gpu-estimator: benchmark-mixture
 
 gpu-training:
-	$(GPU_PYTHON) -m pytest -s benchmarks/test_train.py benchmarks/test_scaling.py
+	$(MAKE) --keep-going benchmark-train benchmark-top-kernels benchmark-scaling
+
+# `python -m benchmarks` lists them all.
+benchmark-%:
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks $* --full
 
 # $(call install,FOLDER,PYTHON,WHAT): this checkout, editable, in an environment of its own.
 define install

@@ -1,29 +1,43 @@
 """Scaling on paper: what a step of IB-ViT-Tiny should take on many GPUs, from its counted work and stated assumptions.
 
-    python -m benchmarks.scaling_estimate      # reads results/step-graph.json
-
-A step on b images of one GPU takes the longer of its counted time (fused, see step_graph) for b images and of its
-launches at the shortest gap between kernels of a graph; then come the optimiser and what of the gradients' ring
+A step on b images of one GPU takes the longer of its counted time (fused, results/step-graph.json) for b images and of
+its launches at the shortest gap between kernels of a graph. Then come the optimiser and what of the gradients' ring
 all-reduce the backward pass does not hide. Nothing here is measured.
 """
 
 from __future__ import annotations
 
-import json
+from functools import partial
 
 import ibvit
-from benchmarks.recording import RESULTS
+from benchmarks.recording import RESULTS, Benchmark, Case, Row, read
 
 GAP = 2e-6  # seconds from one small kernel of a CUDA graph to the next
 BACKWARD = 2 / 3  # share of a step's compute behind which an all-reduce can hide
 LAST_BUCKET = 0.1  # share of the gradients that is ready only when the backward pass is over
-# GPUs → (bus bandwidth in bytes/s for tens of megabytes, latency in seconds): NVLink in a node; 400 Gb/s a GPU between.
+# GPUs → (bus bandwidth in bytes/s for tens of megabytes, latency in s): NVLink in a node, 400 Gb/s per GPU between.
 LINKS = {1: (float("inf"), 0.0), 8: (250e9, 40e-6), 64: (100e9, 120e-6)}
 BATCHES = (256, 1024, 4096)
 COUNTS = RESULTS / "step-graph.json"
+BETTER = {"efficiency": "higher"}
 
 
-def step_seconds(batch: int, gpus: int, counted: dict[str, float], optimizer: float, gradient_bytes: float) -> float:
+def benchmark(full: bool) -> Benchmark:
+    """The same at toy size: it takes no time."""
+    model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=100)
+    gradients = 4.0 * sum(parameter.numel() for parameter in model.parameters())
+    rows = read(COUNTS)["rows"]
+    (counted,) = (row for row in rows if (row["variant"], row["how"], row["kind"]) == ("ib, fused", "fused", "all"))
+    (optimizer,) = (row["ms"] / 1e3 for row in rows if row["kind"] == "optimizer")
+    return Benchmark(
+        f"a step of IB-ViT-Tiny: {gradients / 1e6:.1f} MB of gradients, {counted['launches']} launches",
+        [Case(f"batch {batch}", partial(estimate, batch, counted, optimizer, gradients)) for batch in BATCHES],
+        BETTER,
+        measured=False,
+    )
+
+
+def step_seconds(batch: int, gpus: int, counted: Row, optimizer: float, gradient_bytes: float) -> float:
     """Seconds of a step on a global batch.
 
     Args:
@@ -38,22 +52,12 @@ def step_seconds(batch: int, gpus: int, counted: dict[str, float], optimizer: fl
     return compute + optimizer + exposed
 
 
-def main() -> None:
-    found = json.loads(COUNTS.read_text())
-    counted = {**found["variants"]["ib, fused"]["fused"], "batch": found["batch"]}
-    model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=100)
-    gradients = 4.0 * sum(parameter.numel() for parameter in model.parameters())
-    print(f"gradients: {gradients / 1e6:.1f} MB; {counted['launches']} launches a step")
-    print("| global batch | GPUs | images a GPU | ms a step | images/s | efficiency |\n|---|---|---|---|---|---|")
-    for batch in BATCHES:
-        alone = step_seconds(batch, 1, counted, found["optimizer ms"] / 1e3, gradients)
-        for gpus in LINKS:
-            seconds = step_seconds(batch, gpus, counted, found["optimizer ms"] / 1e3, gradients)
-            print(
-                f"| {batch} | {gpus} | {batch // gpus} | {1e3 * seconds:.2f} | {batch / seconds:,.0f} "
-                f"| {alone / seconds / gpus:.0%} |"
-            )
-
-
-if __name__ == "__main__":
-    main()
+def estimate(batch: int, counted: Row, optimizer: float, gradient_bytes: float) -> list[Row]:
+    seconds = {gpus: step_seconds(batch, gpus, counted, optimizer, gradient_bytes) for gpus in LINKS}
+    return [
+        {
+            "batch": batch, "gpus": gpus, "images_per_gpu": batch // gpus, "ms": 1e3 * time,
+            "images_per_s": batch / time, "efficiency": seconds[1] / time / gpus,
+        }
+        for gpus, time in seconds.items()
+    ]  # fmt: skip

@@ -1,26 +1,26 @@
-"""`make spectrum`: train spectra on `repetition` and `digits`, record and explore them, and check the paper's findings.
+"""Train spectra on `repetition` and `digits`, record and explore them, and check the paper's findings.
 
-    python benchmarks/spectrum.py [--out spectrum] [--jobs 2]
-
-Ends with a report for each data set (OUT/<data>.html), figures (OUT/figures-<data>/), and the findings as measured
-(OUT/findings.json). Run it again to go on after an interruption. Exit code 1 where a finding does not hold.
+Ends with a report for each data set (OUT/<data>.html) and figures (OUT/figures-<data>/). The same command resumes after
+an interruption. A finding that does not hold is a failed case.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import atexit
 import logging
 import os
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tyro
 from scipy.stats import spearmanr
 
+from benchmarks.recording import Benchmark, Case, Row, cores
 from ibvit.analysis.copypaste import copy_paste
 from ibvit.analysis.heads import mean_active_heads
 from ibvit.analysis.recorder import RecordOptions, write_records
@@ -42,7 +42,7 @@ class Plan:
     train: TrainConfig
 
 
-# A narrow bottleneck is enough here. β rises until the end: the heads learn what to say before it gets dear.
+# A narrow bottleneck is enough here. β rises until the end: heads learn what to send before information is expensive.
 SMALL = TrainConfig(latent_dim=4, hidden_dim=16, eval_every=2, device="cpu")
 PLANS = {
     "repetition": Plan(
@@ -56,8 +56,7 @@ PLANS = {
         train=replace(SMALL, data="digits", epochs=30, beta_warmup_epochs=30),
     ),
 }
-
-
+TOY = {"digits": Plan(betas=(1.0,), seeds=(0,), train=replace(SMALL, data="digits", epochs=1, beta_warmup_epochs=1))}
 HELP = 0.05
 """Accuracy beyond that without attention from which communication counts as helping."""
 
@@ -68,7 +67,7 @@ class Finding:
 
     claim: str
     holds: bool
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: list[Row] = field(default_factory=list)
 
 
 def of_seed(result: Spectrum, seed: int) -> np.ndarray:
@@ -86,28 +85,31 @@ def check_spectrum(result: Spectrum, seeds: tuple[int, ...]) -> list[Finding]:
     rows = {seed: of_seed(result, seed) for seed in seeds}
     nats = {seed: result.nats_per_patch[at].tolist() for seed, at in rows.items()}
     active = {seed: result.active_heads[at].tolist() for seed, at in rows.items()}
-    speaking = {seed: result.mean_active_heads[at].tolist() for seed, at in rows.items()}
+    mean_active = {seed: result.mean_active_heads[at].tolist() for seed, at in rows.items()}
     transmitting = result.bottlenecked & (result.active_heads > 0)
     slope, error = result.slope()
     rank = float(spearmanr(np.log(result.nats_per_patch[transmitting]), result.accuracy[transmitting]).statistic)
-    betas = [result.runs[k]["beta"] for k in rows[seeds[0]]]
     return [
         Finding(
             "information falls monotonically with β",
             all(np.all(np.diff(values) > 0) for values in nats.values()),
-            {"beta": betas, "nats per patch by seed": nats},
         ),
         Finding(
             "accuracy rises with the logarithm of information",
             slope > 0 and rank > 0,
-            {"points per factor e": 100 * slope, "standard error": 100 * error, "rank correlation": rank},
+            [
+                {
+                    "accuracy_percent_per_e_fold": 100 * slope,
+                    "se_percent_per_e_fold": 100 * error,
+                    "rank_correlation": rank,
+                }
+            ],
         ),
         Finding(
             # One patch of 72,000 makes a head active: that count follows β only roughly, so it is asked for its trend.
-            "the number of active heads falls with β, and steadily that of heads that speak",
+            "the number of active heads falls with β, and steadily that of heads active on average",
             all(values[0] < values[-1] and _trend(values) > 0 for values in active.values())
-            and all(values[0] < values[-1] and np.all(np.diff(values) >= 0) for values in speaking.values()),
-            {"beta": betas, "active heads by seed": active, "of these speak": speaking},
+            and all(values[0] < values[-1] and np.all(np.diff(values) >= 0) for values in mean_active.values()),
         ),
     ]
 
@@ -145,31 +147,53 @@ def check_survivors(runs: list[Records], result: Spectrum, seeds: tuple[int, ...
         Finding(
             "the surviving head responds to copies of a patch, more to more copies",
             all(abs(effect[-1]) > 1 and np.all(np.diff(np.abs(effect)) > 0) for effect in effects),
-            {
-                "beta": beta,
-                "heads by seed": dict(zip(seeds, names, strict=True)),
-                "copies": probes[0].copies.tolist(),
-                "mean shift of mu in standard deviations of mu_0, by seed": [effect.tolist() for effect in effects],
-                "share of patches shifted the common way at most copies, by seed": agreeing,
-            },
+            [
+                {
+                    "beta": beta,
+                    "seed": seed,
+                    "head": name,
+                    "copies": int(copies),
+                    "mean_shift_of_mu_sd": float(shift),
+                    "share_shifted_the_common_way": common if at == len(effect) - 1 else None,
+                }
+                for seed, name, effect, common in zip(seeds, names, effects, agreeing, strict=True)
+                for at, (copies, shift) in enumerate(zip(probes[0].copies, effect, strict=True))
+            ],
         ),
         Finding(
             "the surviving heads of two seeds are alike, with an NMI above one half",
             bool(alike[beta].nmi[0, 1] > 0.5),
-            {
-                "beta": beta,
-                "NMI by beta": {value: float(likeness.nmi[0, 1]) for value, likeness in alike.items()},
-                "standard error by beta": {value: float(likeness.stderr[0, 1]) for value, likeness in alike.items()},
-            },
+            [
+                {"beta": value, "nmi": float(likeness.nmi[0, 1]), "nmi_se": float(likeness.stderr[0, 1])}
+                for value, likeness in alike.items()
+            ],
         ),
     ]
 
 
-def as_rows(result: Spectrum) -> list[dict[str, Any]]:
-    """The table behind Fig. 1b for JSON, which has no infinity: null nats where attention is full."""
-    columns = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in result.columns().items()}
-    columns["nats per patch"] = [value if np.isfinite(value) else None for value in columns["nats per patch"]]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def run_rows(data: str, result: Spectrum) -> list[Row]:
+    """The table behind Fig. 1b; nats are null where attention is full, and β where there is none."""
+    return [
+        {
+            "part": "run", "data": data, "run": run["name"], "attention": run["attention"], "beta": run["beta"],
+            "seed": run["seed"], "nats_per_patch": float(nats) if np.isfinite(nats) else None,
+            "accuracy": float(accuracy), "accuracy_sd": float(sd), "active_heads": int(active),
+            "heads_active_on_average": int(mean_active), "on_pareto_front": bool(pareto),
+        }
+        for run, nats, accuracy, sd, active, mean_active, pareto in zip(
+            result.runs, result.nats_per_patch, result.accuracy, result.accuracy_std, result.active_heads,
+            result.mean_active_heads, result.pareto, strict=True,
+        )
+    ]  # fmt: skip
+
+
+def finding_rows(findings: list[Finding]) -> list[Row]:
+    """A row for each finding and what was measured for it."""
+    return [
+        {"part": "finding", "claim": finding.claim, "holds": bool(finding.holds), **row}
+        for finding in findings
+        for row in finding.measured or [{}]
+    ]
 
 
 def explore(data: str, planned: list[SweepRun], out: Path, jobs: int) -> tuple[list[Records], Spectrum]:
@@ -177,7 +201,7 @@ def explore(data: str, planned: list[SweepRun], out: Path, jobs: int) -> tuple[l
     failed = train_missing(planned, jobs)
     print(table(planned), flush=True)
     if failed:
-        sys.exit(f"error: {len(failed)} run(s) failed: {', '.join(map(str, failed))}")
+        raise RuntimeError(f"{len(failed)} run(s) failed: {', '.join(map(str, failed))}")
     for run in planned:
         write_records(run.folder, RecordOptions(attention=True))
     folders = [run.folder for run in planned]
@@ -187,38 +211,50 @@ def explore(data: str, planned: list[SweepRun], out: Path, jobs: int) -> tuple[l
     return runs, spectrum(runs)
 
 
-def main(out: Path = Path("spectrum"), jobs: int = 2) -> None:
-    """Train spectra on `repetition` and `digits`, end in reports, and check the paper's findings.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, help="folder for runs, figures and reports (default: spectrum; at toy size a temporary one)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=len(cores()), help="runs trained at a time, one core each (default: %(default)s)"
+    )
 
-    Args:
-        out: folder for runs, figures, reports and findings.
-        jobs: runs trained at a time, one core each.
-    """
+
+def benchmark(full: bool, out: Path | None, jobs: int) -> Benchmark:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("ibvit").setLevel(logging.INFO)
+    if out is None and full:
+        out = Path("spectrum")
+    elif out is None:
+        folder = tempfile.TemporaryDirectory()
+        atexit.register(folder.cleanup)
+        out = Path(folder.name)
+    plans = PLANS if full else TOY
+    planned = {data: plan(p.betas, p.seeds, ["none", "full"], p.train, out / "runs") for data, p in plans.items()}
+    missing = sum(not run.finished for runs in planned.values() for run in runs)
     start = time.monotonic()
-    document: dict[str, Any] = {"data": {}}
     findings: list[Finding] = []
-    trained = 0
-    for data, chosen in PLANS.items():
-        planned = plan(chosen.betas, chosen.seeds, ["none", "full"], chosen.train, out / "runs")
-        trained += sum(not run.finished for run in planned)
-        runs, result = explore(data, planned, out, jobs)
-        document["data"][data] = as_rows(result)
-        if data == "repetition":
-            findings = check_spectrum(result, chosen.seeds) + check_survivors(runs, result, chosen.seeds)
-    document["findings on repetition"] = [asdict(finding) for finding in findings]
-    path = out / "findings.json"
-    earlier = json.loads(path.read_text())["calls"] if path.exists() else []
-    minutes = {"wall clock": (time.monotonic() - start) / 60, "processors": sum(os.times()[:4]) / 60}
-    document["calls"] = [*earlier, {"runs trained": trained, "minutes": minutes}]
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    for finding in findings:
-        print(f"{'holds' if finding.holds else 'DOES NOT HOLD'}: {finding.claim}: {json.dumps(finding.measured)}")
-    print(f"findings: {path}")
-    if not all(finding.holds for finding in findings):
-        sys.exit(1)
 
+    def measure(data: str) -> list[Row]:
+        runs, result = explore(data, planned[data], out, jobs)
+        if data != "repetition":
+            return run_rows(data, result)
+        seeds = plans[data].seeds
+        findings.extend(check_spectrum(result, seeds) + check_survivors(runs, result, seeds))
+        return run_rows(data, result) + finding_rows(findings)
 
-if __name__ == "__main__":
-    tyro.cli(main)
+    def cost() -> list[Row]:
+        minutes = (time.monotonic() - start) / 60, sum(os.times()[:4]) / 60
+        return [{"part": "cost", "runs_trained": missing, "wall_clock_min": minutes[0], "processor_min": minutes[1]}]
+
+    def check() -> list[Row]:
+        fails = [finding.claim for finding in findings if not finding.holds]
+        if fails:
+            raise ValueError(f"these do not hold: {fails}")
+        return []
+
+    return Benchmark(
+        f"spectra of {' and '.join(plans)}: information, accuracy, active heads, and the paper's findings",
+        [*(Case(data, partial(measure, data)) for data in plans), Case("cost", cost), Case("findings", check)],
+        {"share_shifted_the_common_way": "higher"},
+    )

@@ -1,11 +1,9 @@
 """What one training step has to do, counted from its traced graph: launches, bytes, FLOP, and the time they ask for.
 
-    python -m benchmarks.step_graph            # writes results/step-graph.json, needs no GPU
-
 Forward and backward pass of ViT-Tiny (224 px, bf16 autocast, batch 256) are traced on fake tensors. *Eager*: each
 operator that is not a view is a launch, reads its inputs and writes its outputs. *Fused*: the graph is decomposed as
 torch.compile does it; elementwise operators and row reductions that feed each other share one launch, unless a matrix
-product, attention, a sum over tokens or a kernel of ours lies between them; a sum over tokens works out again what
+product, attention, a sum over tokens or a kernel of ours lies between them; a sum over tokens recomputes what
 nobody else needs in memory, and so does the backward pass with what is elementwise. That is about the best a fusing
 compiler can do, not what one does. A launch takes the longer of its bytes at the copy bandwidth and its FLOP at the
 GEMM rate of an H200, both as measured elsewhere. The optimiser is counted beside: one pass over weights, gradients and
@@ -14,10 +12,10 @@ two moments.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -29,14 +27,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import flop_registry
 
 import ibvit
-from benchmarks.recording import COPY_BANDWIDTH, RESULTS, TENSOR_FLOPS
+from benchmarks.h200 import COPY_BANDWIDTH, MULTIPROCESSORS, TENSOR_FLOPS
+from benchmarks.recording import Benchmark, Case, Row
 from ibvit.ops import api
 from ibvit.training.objective import Objective
 from ibvit_kernels.bottleneck.tiles import Shape, backward_launches, gradient_sizes, splits
 
 EAGER_LAUNCH = 5e-6  # seconds of host time, the usual order of one eager operator
 LAUNCHES = {"bottleneck_forward": 2, "bottleneck_backward": 4}  # pack, forward; backward twice, sum of parts, unmerge
-ARCHITECTURE, MULTIPROCESSORS = 90, 132  # an H200's
+ARCHITECTURE = 90  # an H200's
 OPTIMIZER_BYTES = 28  # read p, g, m, v and write p, m, v, float32
 VARIANTS = {
     "full": {"attention": "full"},
@@ -284,56 +283,55 @@ def _leaves(node: fx.Node, inside: set[fx.Node]) -> bool:
     )
 
 
-def summary(launches: list[Launch], batch: int) -> dict[str, Any]:
-    """Totals, the time they ask for, and what each kind of launch contributes."""
-    seconds = sum(launch.seconds for launch in launches)
-    kinds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(("launches", "GB", "TFLOP", "ms"), 0.0))
-    for launch in launches:
-        for name, value in (
-            ("launches", launch.count),
-            ("GB", launch.bytes / 1e9),
-            ("TFLOP", launch.flops / 1e12),
-            ("ms", 1e3 * launch.seconds),
-        ):
-            kinds[launch.name][name] += value
+def benchmark(full: bool) -> Benchmark:
+    batch, depth = (256, 12) if full else (2, 2)
+    return Benchmark(
+        f"one step of ViT-Tiny with {depth} blocks, 224 px, bf16 autocast, batch {batch}: counted launches, and the "
+        "time of an H200 that their bytes and FLOP ask for",
+        [
+            *(Case(variant, partial(count, variant, batch, depth)) for variant in VARIANTS),
+            Case("optimizer", partial(optimizer, batch)),
+        ],
+        measured=False,
+    )
+
+
+def count(variant: str, batch: int, depth: int) -> list[Row]:
+    """Eager and fused: totals, and what each kind of launch contributes."""
+    options: dict[str, Any] = VARIANTS[variant]
+    rows: list[Row] = []
+    for how, launches_of in (("eager", eager_launches), ("fused", fused_launches)):
+        launches, fewer = (
+            launches_of(trace(batch=batch, fuse=how == "fused", depth=blocks, **options))
+            for blocks in (depth, depth - 1)
+        )
+        about = {"variant": variant, "how": how, "batch": batch}
+        total = summary(launches)
+        total |= {
+            "gflop_per_image": 1e3 * total["tflop"] / batch,
+            "images_per_s": 1e3 * batch / total["ms"],
+            "gb_per_block": total["gb"] - summary(fewer)["gb"],
+        }
+        if how == "eager":
+            total["host_ms"] = 1e3 * total["launches"] * EAGER_LAUNCH
+        rows.append(about | {"kind": "all"} | total)
+        for name in dict.fromkeys(launch.name for launch in launches):
+            rows.append(about | {"kind": name} | summary([launch for launch in launches if launch.name == name]))
+    return rows
+
+
+def summary(launches: list[Launch]) -> Row:
+    """Totals, and the time they ask for."""
     return {
         "launches": sum(launch.count for launch in launches),
-        "GB": sum(launch.bytes for launch in launches) / 1e9,
-        "GFLOP an image": sum(launch.flops for launch in launches) / batch / 1e9,
-        "ms": 1e3 * seconds,
-        "images/s": batch / seconds,
-        "by kind": kinds,
+        "gb": sum(launch.bytes for launch in launches) / 1e9,
+        "tflop": sum(launch.flops for launch in launches) / 1e12,
+        "ms": 1e3 * sum(launch.seconds for launch in launches),
     }
 
 
-def count(variant: str, batch: int, depth: int = 12) -> dict[str, Any]:
-    """Eager and fused totals of one variant."""
-    options: dict[str, Any] = VARIANTS[variant]
-    return {
-        "eager": summary(eager_launches(trace(batch=batch, fuse=False, depth=depth, **options)), batch),
-        "fused": summary(fused_launches(trace(batch=batch, fuse=True, depth=depth, **options)), batch),
-    }
-
-
-def main(batch: int = 256) -> None:
-    found: dict[str, Any] = {"batch": batch, "torch": torch.__version__, "variants": {}}
-    for variant in VARIANTS:
-        whole, less = count(variant, batch), count(variant, batch, depth=11)
-        for how in whole:
-            whole[how]["GB a block"] = whole[how]["GB"] - less[how]["GB"]
-        whole["eager"]["host ms"] = whole["eager"]["launches"] * EAGER_LAUNCH * 1e3
-        found["variants"][variant] = whole
-        for how, total in whole.items():
-            print(variant, how, {k: round(v, 3) for k, v in total.items() if k != "by kind"})
-            for name, part in total["by kind"].items():
-                print(f"    {name:32}", {k: round(v, 3) for k, v in part.items()})
+def optimizer(batch: int) -> list[Row]:
     model = ibvit.create_model("vit_tiny_patch16_224", attention="ib", num_classes=100)
-    parameters = sum(p.numel() for p in model.parameters())
-    found["optimizer ms"] = 1e3 * OPTIMIZER_BYTES * parameters / COPY_BANDWIDTH
-    path = RESULTS / "step-graph.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{path}")
-
-
-if __name__ == "__main__":
-    main()
+    moved = float(OPTIMIZER_BYTES * sum(p.numel() for p in model.parameters()))
+    about = {"variant": "ib", "how": "fused", "batch": batch, "kind": "optimizer"}
+    return [about | {"gb": moved / 1e9, "ms": 1e3 * moved / COPY_BANDWIDTH}]

@@ -94,6 +94,14 @@ def test_kernels_know_nothing_of_ibvit():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
+def test_benchmarks_need_no_tests():
+    """They start without pytest, also where only their own sources are; nothing but tests imports them."""
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & {"tests", "pytest"}, path
+    for path in [*(ROOT / "ibvit").rglob("*.py"), *(ROOT / "kernels" / "ibvit_kernels").rglob("*.py")]:
+        assert not any(name.split(".")[0] == "benchmarks" for name in imports(path)), path
+
+
 def test_the_reference_knows_no_backend():
     assert imports(ROOT / "ibvit" / "ops" / "reference.py") <= {
         "__future__", "typing", "torch", "torch.nn.functional", "ibvit.ops.noise",

@@ -1,14 +1,14 @@
 """The checks of `make spectrum`: they hold on a spectrum as the paper describes it, and fail on others."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import spectrum as command
-from benchmarks.spectrum import PLANS, as_rows, check_spectrum, check_survivors
+from benchmarks.recording import validate_row
+from benchmarks.spectrum import PLANS, Finding, check_spectrum, check_survivors, finding_rows, run_rows
 from ibvit.analysis.records import Records, RunIdentity
 from ibvit.analysis.spectrum import Spectrum, spectrum
 
@@ -35,16 +35,22 @@ def holds(result: Spectrum) -> list[bool]:
 
 def test_they_hold_on_such_a_spectrum() -> None:
     assert holds(AS_IN_THE_PAPER) == [True, True, True]
-    measured = check_spectrum(AS_IN_THE_PAPER, (0,))[1].measured
-    assert abs(measured["points per factor e"] - 10 / np.log(10)) < 1e-9
+    (measured,) = check_spectrum(AS_IN_THE_PAPER, (0,))[1].measured
+    assert abs(measured["accuracy_percent_per_e_fold"] - 10 / np.log(10)) < 1e-9
 
 
-def test_what_is_written_is_json(spectrum_runs: list[Records]) -> None:
-    rows = as_rows(spectrum(spectrum_runs))
-    assert [row["beta"] for row in rows] == ["", 10.0, 10.0, 1.0, ""]
-    assert [row["nats per patch"] is None for row in rows] == [False] * 4 + [True]
-    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
-    json.dumps([asdict(finding) for finding in check_spectrum(AS_IN_THE_PAPER, (0,))], allow_nan=False)
+def assert_follow_the_schema(findings: list[Finding]) -> None:
+    for row in finding_rows(findings):
+        validate_row(row, {"share_shifted_the_common_way": "higher"})
+
+
+def test_rows_follow_the_schema(spectrum_runs: list[Records]) -> None:
+    rows = run_rows("constructed", spectrum(spectrum_runs))
+    assert [row["beta"] for row in rows] == [None, 10.0, 10.0, 1.0, None]
+    assert [row["nats_per_patch"] is None for row in rows] == [False] * 4 + [True]
+    for row in rows:
+        validate_row(row, {})
+    assert_follow_the_schema(check_spectrum(AS_IN_THE_PAPER, (0,)))
 
 
 def test_each_fails_where_it_should() -> None:
@@ -68,7 +74,7 @@ def survivors(
     monkeypatch.setattr(command, "copy_paste", lambda run, names: probe)
     result = replace(spectrum(runs), accuracy=np.array(accuracy))
     found = check_survivors(runs, result, (0, 1))
-    json.dumps([asdict(finding) for finding in found], allow_nan=False)
+    assert_follow_the_schema(found)
     return [finding.holds for finding in found]
 
 

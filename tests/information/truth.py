@@ -8,23 +8,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.problems import log_densities, log_sum
+
 Array = NDArray[np.float64]
 Parameters = tuple[Array, Array]
-
-
-def log_densities(u: Array, mu: Array, logvar: Array) -> Array:
-    """log N(u[s]; mu[i], exp(logvar[i])) as `[S, M]`, dimension by dimension."""
-    u, mu, logvar = (a.astype(np.float64) for a in (u, mu, logvar))
-    total = np.zeros((len(u), len(mu)))
-    for j in range(mu.shape[1]):
-        total += -0.5 * ((u[:, j, None] - mu[:, j]) ** 2 / np.exp(logvar[:, j]) + logvar[:, j] + math.log(2 * math.pi))
-    return total
-
-
-def log_sum(terms: Array) -> Array:
-    """log Σ exp over the last axis."""
-    largest = terms.max(-1, keepdims=True)
-    return largest[..., 0] + np.log(np.exp(terms - largest).sum(-1))
 
 
 def information(mu: Array, logvar: Array, nodes: int = 40) -> float:

@@ -14,10 +14,10 @@ from typing import Any
 
 import triton
 
+from benchmarks.kernels.bottleneck_variants import Job, variants
+from benchmarks.kernels.mixture_variants import Variant, chosen_variants, direct_variant
+from benchmarks.kernels.resources import ARCHITECTURES, Usage, assert_fits, compile_kernel, compile_sass, loops
 from ibvit_kernels.bottleneck.tiles import Shape
-from tests.kernels.bottleneck_variants import Job, variants
-from tests.kernels.mixture_variants import Variant, chosen_variants, direct_variant
-from tests.kernels.resources import ARCHITECTURES, Usage, assert_fits, compile_kernel, compile_sass, loops
 
 FOLDER = Path(__file__).parent / "recorded_resources"
 VERSION = ".".join(triton.__version__.split(".")[:2])

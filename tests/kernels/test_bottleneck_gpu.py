@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.problems import Problem, make_problem
 from ibvit.ops import bottleneck_write
-from tests.ops.problem import NAMES, Problem, Write, assert_within_budget, gradients, make_problem
+from tests.ops.problem import NAMES, Write, assert_within_budget, gradients
 
 pytestmark = pytest.mark.gpu
 

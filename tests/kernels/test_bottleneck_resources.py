@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.kernels.resources import compile_kernel, prefetch
 from tests.kernels.recorded import BOTTLENECK, assert_as_recorded, bottleneck_jobs
-from tests.kernels.resources import compile_kernel, prefetch
 
 IDS = [
     f"sm_{arch}-H{shape.heads}-D{shape.width}-h{shape.hidden}-r{shape.latent}-{dtype}"

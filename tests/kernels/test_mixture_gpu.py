@@ -6,43 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
+from benchmarks.problems import NO_PAIRS, channel, draw, log_ratios, rms
 from ibvit_kernels.mixture import host, layouts
 from ibvit_kernels.mixture.host import Mixture
 
 pytestmark = pytest.mark.gpu
-NO_PAIRS = torch.empty(0, 2, dtype=torch.long)
-
-
-def channel(d: int, components: int, sigma: float, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    mu = spread * torch.randn(components, d, generator=generator, device="cuda")
-    logvar = 2 * math.log(sigma) + 0.4 * torch.randn(components, d, generator=generator, device="cuda")
-    return mu, logvar.clamp(-10, 10)
-
-
-def draw(mu: Tensor, logvar: Tensor, samples: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """[S, d] samples of all components in turn, and the log-density of each sample's own, float64."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    x = torch.arange(samples, device="cuda") * len(mu) // samples
-    u = mu[x] + torch.exp(logvar[x] / 2) * torch.randn(samples, mu.shape[1], generator=generator, device="cuda")
-    rho = logvar[x].double()
-    distance = (u.double() - mu[x].double()).square() * torch.exp(-rho)
-    return u, -0.5 * (distance + rho + math.log(2 * math.pi)).sum(1)
-
-
-def log_ratios(u: Tensor, mu: Tensor, logvar: Tensor, reference: Tensor) -> Tensor:
-    """[S, M] float64, one dimension at a time."""
-    ratios = -0.5 * (logvar.double() + math.log(2 * math.pi)).sum(1) - reference[:, None]
-    for j in range(mu.shape[1]):
-        distance = (u[:, j, None].double() - mu[:, j].double()).square()
-        ratios -= 0.5 * distance * torch.exp(-logvar[:, j].double())
-    return ratios
-
-
-def rms(error: Tensor) -> float:
-    return error.square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 8, 16, 33, 64, 128])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.kernels.resources import ARCHITECTURES, compile_kernel
 from tests.kernels.recorded import INNER_LOOP, assert_as_recorded, inner_loop, mixture_variants, record
-from tests.kernels.resources import ARCHITECTURES, compile_kernel
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -1,58 +1,15 @@
-"""Random inputs of the bottleneck op, its results and gradients by name, and the error budget."""
+"""The bottleneck op's results and gradients by name, and the error budget."""
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.problems import Problem, rms
 from ibvit import ops
-from ibvit.ops import BottleneckParams, noise_key
+from ibvit.ops import BottleneckParams
 
 NAMES = ("update", "kl", "y", *BottleneckParams._fields, "proj_weight", "proj_bias")
-
-
-class Problem(NamedTuple):
-    """Arguments of `bottleneck_write`, float64, initialised as the model's are."""
-
-    y: Tensor
-    params: BottleneckParams
-    proj_weight: Tensor
-    proj_bias: Tensor
-    key: Tensor
-    block: int
-
-    def cast(self, dtype: torch.dtype, device: str = "cpu") -> Problem:
-        """y in `dtype` over float32 parameters, as under autocast; float64 stays float64 throughout."""
-        master = torch.float64 if dtype == torch.float64 else torch.float32
-        params = BottleneckParams(*(p.to(device, master) for p in self.params))
-        outer = (self.proj_weight.to(device, master), self.proj_bias.to(device, master), self.key.to(device))
-        return Problem(self.y.to(device, dtype), params, *outer, self.block)
-
-
-def make_problem(
-    heads: int, width: int, columns: int, hidden: int, latent: int, batch: int, tokens: int, logvar: float = -1.0
-) -> Problem:
-    generator = torch.Generator().manual_seed(7)
-
-    def linear(fan_in: int, *size: int) -> Tensor:
-        uniform = torch.rand(*size, generator=generator, dtype=torch.float64)
-        return (2 * uniform - 1) / math.sqrt(fan_in)
-
-    params = BottleneckParams(
-        linear(width, heads, width, hidden), linear(width, heads, hidden),
-        linear(hidden, heads, hidden, 2 * latent), linear(hidden, heads, 2 * latent),
-        linear(latent, heads, latent, hidden), linear(latent, heads, hidden),
-        linear(hidden, heads, hidden, width), linear(hidden, heads, width),
-    )  # fmt: skip
-    params.b2[:, latent:] += logvar
-    total = heads * width
-    y = torch.randn(batch, tokens, total, generator=generator, dtype=torch.float64)
-    # Beyond 32 bits, so that each counter word matters.
-    key = noise_key(seed=123456789012345, step=2**32 + 77, first_sample=2**32 - 1)
-    return Problem(y, params, linear(total, columns, total), linear(total, columns), key, block=11)
 
 
 def prior(problem: Problem) -> Problem:
@@ -96,10 +53,6 @@ def gradients(problem: Problem, impl: ops.Impl) -> dict[str, Tensor]:
     d_outputs = [torch.randn(out.shape, generator=generator).to(out) for out in (update, kl)]
     torch.autograd.backward([update, kl], d_outputs)
     return dict(zip(NAMES, (update.detach(), kl.detach(), *(leaf.grad for leaf in leaves)), strict=True))
-
-
-def rms(x: Tensor) -> float:
-    return float(x.detach().double().square().mean().sqrt())
 
 
 def reordered(problem: Problem, seed: int) -> Problem:
