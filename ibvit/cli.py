@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import wraps
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +172,8 @@ def nmi(
     """
     import ibvit
 
+    if samples is not None and not (isfinite(samples) and samples == int(samples)):
+        raise ValueError(f"samples: expected a whole number, got {samples:g}")
     drawn = None if samples is None else int(samples)
     first, second = _channels(a, b)
     found = ibvit.nmi(first, second, samples=drawn, tolerance=tolerance, method=method, seed=seed, impl=impl)
@@ -262,6 +264,8 @@ def report(runs: tuple[Path, ...], out: Path = Path("report.html"), images: int 
     from ibvit.analysis.records import open_runs
     from ibvit.figures.report import write_report
 
+    if images < 1:
+        raise ValueError(f"images: expected at least 1, got {images}")
     path = write_report(open_runs(runs), out, images=images, samples=samples)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 

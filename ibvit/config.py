@@ -107,6 +107,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= lowest):
                 raise ValueError(f"{name}: expected a finite number of at least {lowest}, got {value}")
+        at_most = {"seed": 2**63 - 1, "latent_dim": 1024, "hidden_dim": 1 << 14, "image_size": 1 << 14}
+        for name, highest in at_most.items():
+            value = getattr(self, name)
+            if value is not None and value > highest:
+                raise ValueError(f"{name}: expected at most {highest}, got {value}")
         for name in ("lr", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

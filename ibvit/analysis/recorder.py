@@ -51,6 +51,8 @@ class RecordOptions:
     def __post_init__(self) -> None:
         if self.passes < 1:
             raise ValueError(f"passes: expected at least 1, got {self.passes}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed: expected at least 0 and less than 2^63, got {self.seed}")
 
 
 def write_records(

@@ -49,8 +49,10 @@ def evaluate_run(
         FileNotFoundError: the folder is not that of a run.
         ValueError: repeats < 1; other classes; or the data set is not the run's.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    if not 1 <= repeats <= 1 << 20:
+        raise ValueError(f"repeats: expected at least 1 and at most {1 << 20}, got {repeats}")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed: expected at least 0 and less than 2^63, got {seed}")
     stored = stored_config(run_dir)
     config, _ = apply_recipe(replace(stored, data=data or stored.data, loader=loader or stored.loader))
     with Processes.from_environment(config.device) as processes:

@@ -41,6 +41,8 @@ class Processes:
             chosen = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device: expected auto, cpu, cuda or cuda:<index>, got {device!r}") from error
+        if chosen.type not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected auto, cpu, cuda or cuda:<index>, got {device!r}")
         if chosen.type == "cuda":
             if not torch.cuda.is_available():
                 raise ValueError(

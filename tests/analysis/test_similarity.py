@@ -47,6 +47,6 @@ def test_what_a_whisper_shares_is_not_a_number(make_run) -> None:
     assert result.nmi[0, 0] == 1.0
 
 
-def test_no_speaking_head(make_run) -> None:
+def test_no_head_is_active_on_average(make_run) -> None:
     with pytest.raises(RecordsError, match=r"at least one run with a head that spends 0\.01 nats per patch"):
         similarity([Records.open(make_run("run", "ib", active={"1.0": 0.1}))])

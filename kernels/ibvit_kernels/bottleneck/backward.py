@@ -122,7 +122,7 @@ def backward_kernel(
         # tile >> 31 and tile >> 30 are always 0, which the compiler cannot know. So the compiler does not hoist the
         # addresses of b (48 registers) or the loads of w out of the loop, and does not replace the second reading of w
         # by the first.
-        # benchmarks/bottleneck_sass.py shows whether this is still needed.
+        # benchmarks/compiled_bottleneck.py shows whether this is still needed.
         b_here, w_here, w_again = b + (tile >> 31), w + (tile >> 31), w + (tile >> 30)
         mask_row = offs_row < rows
         image = offs_row // tokens
