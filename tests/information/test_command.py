@@ -16,7 +16,7 @@ cli = pytest.importorskip("ibvit.cli", reason="the command line needs tyro", exc
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs with one and two heads that are active on average, one without bottlenecks, one without records; other data; a file."""
+    """Runs with one and two heads active on average, one without bottlenecks, one without records; other data."""
     write_run(tmp_path / "one", "ib", active={"1.0": 0.5})
     write_run(tmp_path / "two", "ib", active={"1.1": 0.5, "0.0": 2.0, "0.1": 0.0})
     write_run(tmp_path / "full", "full")
