@@ -145,7 +145,8 @@ def _as_private_as(folder: ImageFolder, parent: Path) -> int:
         if os.path.islink(files[-1]):
             files[-1] = os.path.realpath(files[-1])
             real.setdefault(os.path.dirname(files[-1]), os.path.dirname(files[-1]))
-    way = {str(place) for inner in real.values() for place in (Path(inner), *Path(inner).parents)}
+    way = {place for inner in real.values() for place in (Path(inner), *Path(inner).parents)}
+    way -= {parent.resolve(), *parent.resolve().parents}  # whoever reads the pack comes this way too
     groups, others = True, True
     for paths, needed in ((files, 0o4), (way, 0o1)):
         for path in paths:

@@ -116,7 +116,8 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
 
     A folder named as an image is listed as one. A link to a folder that it lies in has no end and is not followed.
     """
-    above = {top: {os.path.realpath(top)}}
+    real_top = Path(top).resolve()
+    above = {top: {str(place) for place in (real_top, *real_top.parents)}}
     for folder, inner, files in os.walk(top, followlinks=True, onerror=_refuse):
         names = [name for name in inner if name.lower().endswith(EXTENSIONS)]
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in inner if name not in names}
