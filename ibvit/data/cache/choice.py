@@ -73,7 +73,7 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
 
     Raises:
         ValueError: an unknown mode, or one that this machine has no room for.
-        NoRoomError: somebody else took the room meanwhile.
+        NoRoomError: somebody else took the memory meanwhile.
     """
     if mode not in MODES:
         raise ValueError(f"cache: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -112,20 +112,23 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
             f"cache: {mode} needs {needed / 1e9:.1f} GB, of the {room[mode] / 1e9:.1f} GB that are free at most "
             f"{_SHARE_OF_MEMORY:.0%} are taken; `ibvit data pack` decodes to disk instead"
         )
-    if mode == "gpu":
-        origins: list[ImageFolder | Pack] = [*packs] or [*splits]
-        arenas = [DeviceArena(origin, size, device) for origin, size in zip(origins, sizes, strict=True)]
-        return Sources(arenas[0], arenas[1], "gpu")
-    if packed:
+    if packed and mode == "ram":
         return Sources(packs[0], packs[1], "pack")
     try:
+        if mode == "gpu":
+            origins: list[ImageFolder | Pack] = [*packs] or [*splits]
+            arenas = [DeviceArena(origin, size, device) for origin, size in zip(origins, sizes, strict=True)]
+            return Sources(arenas[0], arenas[1], "gpu")
         packs = [shared.memory_pack(*split, size) for split, size in zip(known, sizes, strict=True)]
-    except OSError as error:
-        if not is_open:
+        return Sources(packs[0], packs[1], "ram")
+    except (OSError, torch.OutOfMemoryError) as error:  # somebody else took the room meanwhile
+        why = str(error).splitlines()[0]
+        if is_open:
+            logger.warning("cache: off, pictures are decoded each time: %s", why)
+            return Sources(train, val, "off")
+        if isinstance(error, OSError):
             raise
-        logger.warning("cache: off, pictures are decoded each time: %s", error)
-        return Sources(train, val, "off")
-    return Sources(packs[0], packs[1], "ram")
+        raise ValueError(f"cache: expected {needed / 1e9:.1f} GB of room on {device}: {why}") from error
 
 
 def _disk_packs(splits: Sequence[ImageFolder], made_from: Sequence[Contents]) -> list[Pack]:

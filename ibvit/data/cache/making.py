@@ -66,13 +66,13 @@ def open_disk_pack(folder: ImageFolder, made_from: Contents) -> Pack:
     """The pack of a split on disk.
 
     Raises:
-        PackError: it is absent, damaged, made from other files, or could be made by anybody.
+        PackError: it is absent, damaged, made from other files, or somebody else can change it.
     """
     path = disk_pack(folder)
     if path.exists():
         status, owners = path.stat(), {os.geteuid(), 0, folder.root.stat().st_uid}
         if status.st_uid not in owners or status.st_mode & 0o002:
-            raise PackError(f"{path}: expected a pack of this user or of the owner of {folder.root}, it is another's")
+            raise PackError(f"{path}: expected a pack that only this user or the owner of {folder.root} can change")
     return Pack(path, folder, made_from)
 
 

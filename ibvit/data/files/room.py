@@ -76,10 +76,11 @@ def reserve(path: Path, size: int) -> None:
 def _fill(file: int, length: int, size: int) -> None:
     if size == 0:
         return
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        for start in range(length, size, _BLOCK):
-            os.pwrite(file, bytes(min(_BLOCK, size - start)), start)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            return os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    for start in range(length, size, _BLOCK):
+        os.pwrite(file, bytes(min(_BLOCK, size - start)), start)

@@ -158,13 +158,23 @@ def test_what_is_no_pack_is_never_removed(make_tree, tmp_path, kind):
     assert os.path.lexists(root / "train.pack")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to give files away")
-def test_a_strangers_pack_is_not_used(make_tree, caplog):
+@pytest.mark.parametrize(
+    "give_away",
+    [
+        pytest.param(
+            lambda place: os.chown(place, 12345, 12345),
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs to give files away"),
+        ),
+        lambda place: place.chmod(0o777),
+    ],
+    ids=["another's", "everybody's"],
+)
+def test_a_strangers_pack_is_not_used(make_tree, caplog, give_away):
     root = make_tree(train=2, val=1)
     packs = pack_tree(root, workers=1)
-    os.chown(packs[0].place, 12345, 12345)
+    give_away(packs[0].place)
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "ram"
-    assert "expected a pack of this user or of the owner of" in caplog.text
+    assert "expected a pack that only this user or the owner of" in caplog.text
 
 
 def test_two_cannot_pack_at_once_and_what_a_killed_one_left_is_removed(make_tree, monkeypatch):

@@ -11,14 +11,17 @@ from ibvit.data.files.room import NoRoomError, free_bytes, reserve, writing
 from ibvit.errors import UserError
 
 
-@pytest.fixture(params=[errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get)
+@pytest.fixture(params=[errno.EOPNOTSUPP, errno.EINVAL, None], ids=["EOPNOTSUPP", "EINVAL", "macOS"])
 def without_reservation(request, monkeypatch):
     """A file system that cannot reserve room."""
 
     def refuse(file, start, size):
         raise OSError(request.param, os.strerror(request.param))
 
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    if request.param is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
 
 
 def made(path, content=b"", length=None):
