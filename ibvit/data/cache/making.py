@@ -102,6 +102,8 @@ def _packed(folder: ImageFolder, workers: int | None) -> Pack:
     made_from = contents(folder)
     try:
         pack = open_disk_pack(folder, made_from)
+        if mended := pack.mended():  # times of files tell nothing of permissions, nor of a server that was down
+            raise PackError(f"{path}: {mended} images were broken when they were packed and are not now")
     except PackError as error:
         if os.path.lexists(path):
             if not _is_pack(path):
@@ -115,7 +117,7 @@ def _packed(folder: ImageFolder, workers: int | None) -> Pack:
     if len(broken) == len(folder):
         raise ValueError(f"data: expected readable images in {folder.root}, all {len(broken)} are broken")
     if broken:
-        print(f"{path}: {len(broken)} broken, others take their place; if you mend them, delete {path}, pack again")
+        print(f"{path}: {len(broken)} broken, others take their place; if you mend them, pack again")
     return pack
 
 

@@ -154,3 +154,15 @@ class Pack:
 
         found = for_all(decode, len(self), workers, f"decoding {self.folder.root.name}", "images")
         return [bad for bad in found if bad is not None]
+
+    def mended(self) -> int:
+        """How many pictures that were broken when they were decoded can be decoded now."""
+
+        def is_readable(index: int) -> bool:
+            try:
+                self.folder.pixels(index)
+            except BadImageError:
+                return False
+            return True
+
+        return sum(map(is_readable, np.flatnonzero(self.state == _BROKEN).tolist()))

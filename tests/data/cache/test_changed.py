@@ -89,6 +89,34 @@ def test_packing_makes_changed_packs_again_and_keeps_others(make_tree, capsys):
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "pack"
 
 
+@pytest.mark.parametrize("how", ["written anew", "readable again"])
+def test_mended_files_are_packed_again(make_tree, capsys, monkeypatch, how):
+    root = make_tree()
+    path = root / "train" / "cat" / "003.JPEG"
+    content = path.read_bytes()
+    with monkeypatch.context() as closed:
+        if how == "written anew":
+            path.write_bytes(b"x")
+        else:
+
+            def deny(name, mode):
+                if str(name) == str(path):
+                    raise PermissionError(13, "Permission denied")
+                return open(name, mode)
+
+            closed.setattr("ibvit.data.files.images.open", deny, raising=False)
+        pack, _ = pack_tree(root, workers=1)
+        assert list(np.flatnonzero(pack.state == 2)) == [3]
+        assert "train.pack: 1 broken, others take their place; if you mend them, pack again" in capsys.readouterr().out
+        pack_tree(root, workers=1)
+        assert "made again" not in capsys.readouterr().out
+    if how == "written anew":
+        path.write_bytes(content)
+    pack, _ = pack_tree(root, workers=1)
+    assert (pack.state == 1).all()
+    assert capsys.readouterr().out.count("made again") == 1
+
+
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_moving_and_copying_with_times_kept_change_nothing(make_tree, tmp_path, how):
     root = make_tree()
