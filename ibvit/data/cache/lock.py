@@ -37,7 +37,9 @@ def alone(path: Path, wait: bool = True) -> Iterator[None]:
     """
     while True:
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+            made = os.open(path, os.O_CREAT | os.O_EXCL, 0o600)
+            os.fchmod(made, 0o600)  # whatever the umask
+            os.close(made)
         try:
             lock = locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except FileNotFoundError:  # its last holder removed it in between

@@ -13,7 +13,7 @@ import numpy as np
 from ibvit.data.cache.lock import alone
 from ibvit.data.cache.pack import FILES, FOLDER, PIXELS, SIZES, STATE, Pack, PackError, decoded_bytes, measure
 from ibvit.data.files.fingerprint import Contents, contents
-from ibvit.data.files.room import free_bytes, no_room, reserve, writing
+from ibvit.data.files.room import NoRoomError, free_bytes, no_room, reserve, writing
 from ibvit.data.files.tree import ImageFolder, scan_tree
 from ibvit.data.plans.augment import Ints
 
@@ -46,8 +46,10 @@ def create_pack(path: Path, folder: ImageFolder, made_from: Contents, sizes: Int
         reserve(made / PIXELS, size)
         made.chmod(mode)
         made.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, NoRoomError):
+            raise no_room(path, size) from error  # by the name that it would have had
         raise
     return Pack(path, folder, made_from)
 

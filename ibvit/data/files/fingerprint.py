@@ -109,4 +109,7 @@ def differences(old: Contents, new: Contents) -> str:
 
 
 def _moment(nanoseconds: int) -> str:
-    return datetime.fromtimestamp(nanoseconds / 1e9).isoformat(" ", "milliseconds")
+    try:
+        return datetime.fromtimestamp(nanoseconds / 1e9).isoformat(" ", "milliseconds")
+    except (ValueError, OverflowError, OSError):  # a file of the year 10000
+        return f"{nanoseconds / 1e9:.3f} seconds after 1970"

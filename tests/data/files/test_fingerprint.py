@@ -99,3 +99,9 @@ def test_names_need_not_be_text(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     assert contents(scan(tmp_path)).size == 1
+
+
+def test_times_that_no_calendar_knows(folder):
+    old = contents(folder)
+    assert "1e" not in (words := differences(old, old._replace(fingerprint="x", changed_ns=10**21)))
+    assert words.startswith("last changed 1000000000000.000 seconds after 1970 instead of 20")
