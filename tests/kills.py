@@ -148,7 +148,9 @@ def sweeping(folder: Path, data: Path, kills: int, rng: random.Random) -> None:
     command += ["--out", str(folder / "sweep"), *common]
     struck = 0
     for _ in range(kills):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         with suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(2, 12))
         struck += process.poll() is None

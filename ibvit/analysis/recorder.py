@@ -97,6 +97,7 @@ class _Recorder:
         self.run, self.loader, self.images, self.options = run, data.val, data.sizes[1], options
         self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         self.passes = options.passes if model.has_kl else 1
+        self.shown: np.ndarray = np.empty(0, dtype=np.int64)  # [images], what the survey saw in each place
         self.writer = RecordsWriter(
             run,
             {
@@ -132,16 +133,24 @@ class _Recorder:
         batches = self.loader.epoch(0, start=done) if done < total else ()
         with Progress(total, f"{self.run.name}: {stage}", "batches", done=done) as progress:
             for step, batch in zip(range(done, total), batches, strict=True):
-                first = int(batch.index[0])
+                first = batch.first
+                rows = slice(first, first + len(batch.index))
+                if stage == "survey":
+                    self.shown[rows] = batch.index.cpu().numpy()
+                elif not np.array_equal(self.shown[rows], batch.index.cpu().numpy()):
+                    raise RecordsError(
+                        f"{self.run}: expected the images that the survey saw in rows {first} to {rows.stop - 1}, got "
+                        f"others: a file broke or was mended meanwhile; delete {self.writer.folder} and record again"
+                    )
                 self.model.noise_key.copy_(ops.evaluation_key(self.options.seed, repeat, first))
-                yield slice(first, first + len(batch.index)), batch._replace(images=batch.images.to(device))
+                yield rows, batch._replace(images=batch.images.to(device))
                 self.writer.commit(stage, step + 1)  # once the caller has written the rows
                 progress.advance()
 
     def _survey(self) -> None:
         model, (blocks, heads, patches) = self.model, self.model.channels
         add = self.writer.add
-        index, labels = add("index", (self.images,), "int64"), add("labels", (self.images,), "int64")
+        self.shown, labels = add("index", (self.images,), "int64"), add("labels", (self.images,), "int64")
         logits = add("logits", (self.passes, self.images, model.num_classes), "float32")
         votes = add("patch_logits", (self.images, patches, model.num_classes), self.options.dtype)
         kl = add("kl", (self.images, blocks, heads, patches), "float32") if model.has_kl else None
@@ -149,7 +158,7 @@ class _Recorder:
         for rows, batch in self._batches("survey"):
             tokens, kl_of_batch = model.forward_features(batch.images)
             vote = model.head(model.head_drop(tokens)).float()
-            index[rows], labels[rows] = batch.index.numpy(), batch.labels.cpu().numpy()
+            labels[rows] = batch.labels.cpu().numpy()
             votes[rows], logits[0, rows] = vote.cpu().numpy(), vote.mean(dim=1).cpu().numpy()
             if kl is not None and kl_of_batch is not None:
                 kl[rows] = kl_of_batch.cpu().numpy()

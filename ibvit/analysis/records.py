@@ -4,7 +4,8 @@
 `open_runs`.
 
     records.json      schema, data set, model, noise seed, saved heads, arrays with dtype, axes and unit, progress
-    index.npy         [images]                    position of the image in the validation set
+    index.npy         [images]                    which image was shown: its own place in the validation set, or that
+                                                  of its neighbour where its file was broken
     labels.npy        [images]                    true class
     logits.npy        [passes, images, classes]   one noisy validation pass each; the arrays below belong to pass 0
     patch_logits.npy  [images, patches, classes]  patch votes; their mean over patches is logits[0]
@@ -15,6 +16,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from ibvit import run_folder
 from ibvit.config import told_apart
+from ibvit.data.files.room import reserve, writing
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
 from ibvit.models.weights import fingerprint_of
@@ -332,17 +335,26 @@ class RecordsWriter:
         path = self.folder / "records.json"
         fresh = {"schema": SCHEMA, **meta}
         old = json.loads(path.read_text()) if path.is_file() else {}
-        whole = all((self.folder / f"{name}.npy").is_file() for name in old.get("arrays", {}))
+        whole = all(_is_whole(self.folder / f"{name}.npy", spec) for name, spec in old.get("arrays", {}).items())
         resumable = whole and all(old.get(key) == value for key, value in fresh.items())
         self.meta: dict[str, Any] = old if resumable else {**fresh, "arrays": {}, "progress": {}, "complete": False}
         self._arrays: dict[str, np.memmap] = {}
 
     def add(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
-        """The array `name`, created where it does not stand already; unwritten parts take no disk space."""
+        """The array `name`, created where it does not stand already, with all the disk space that it needs.
+
+        Raises:
+            NoRoomError: the disk is full.
+        """
         path = self.folder / f"{name}.npy"
         spec = {"dtype": dtype, "shape": list(shape), "axes": AXES[name], "unit": UNITS.get(name, "")}
         stands = self.meta["arrays"].get(name) == spec and path.is_file()
-        array = np.lib.format.open_memmap(path, mode="r+" if stands else "w+", dtype=np.dtype(dtype), shape=shape)
+        if stands:
+            reserve(path, path.stat().st_size)  # a copy may have holes
+        else:
+            self._write_meta()  # first: nobody takes the new array for a part of finished records
+            _create(path, shape, np.dtype(dtype))
+        array = np.lib.format.open_memmap(path, mode="r+")
         self.meta["arrays"][name] = spec
         self._arrays[name] = array
         return array
@@ -370,5 +382,30 @@ class RecordsWriter:
 
     def _write_meta(self) -> None:
         temporary = self.folder / "records.json.tmp"
-        temporary.write_text(json.dumps(self.meta, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(self.meta, indent=1, ensure_ascii=False) + "\n"
+        with writing(temporary, len(text.encode())):
+            temporary.write_text(text)
         os.replace(temporary, self.folder / "records.json")
+
+
+def _is_whole(path: Path, spec: Mapping[str, Any]) -> bool:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return list(array.shape) == spec["shape"] and str(array.dtype) == spec["dtype"]
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """A .npy file of zeros in a file of its own: one that stands there may be open for reading."""
+    path.unlink(missing_ok=True)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        with writing(path, size), open(path, "xb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            size += file.tell()
+        reserve(path, size)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -37,7 +37,7 @@ class Pack:
     """Threads (default: the number of cores)."""
 
     def run(self) -> None:
-        from ibvit.data.cache.pack import pack_tree
+        from ibvit.data.cache.making import pack_tree
 
         pack_tree(self.folder, self.workers)
 

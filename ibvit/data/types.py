@@ -9,11 +9,21 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One rank's share of one step."""
+    """One rank's share of one step.
+
+    Row k shows image ``index[k]`` in the place of image ``rows[k]``. They differ where a broken file was replaced. What
+    belongs to a place (rows of records, the address of noise) follows ``rows``, never what is shown.
+    """
 
     images: Tensor  # float32 [b, 3, height, width], normalised
     labels: Tensor  # int64 [b]
-    index: Tensor  # type: ignore[assignment]  # int64 [b], position in the data set (hides tuple.index)
+    index: Tensor  # type: ignore[assignment]  # int64 [b], which image of the data set is shown (hides tuple.index)
+    rows: Tensor | None = None  # int64 [b] on the CPU, which image the schedule asked for; None: those of ``index``
+
+    @property
+    def first(self) -> int:
+        """The place of the first row: of validation, which is in order, rows are images first, first + 1, …"""
+        return int((self.index if self.rows is None else self.rows)[0])
 
 
 class Loader(Protocol):

@@ -97,7 +97,7 @@ def _one_pass(
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         if model.has_kl:
-            key = ops.evaluation_key(seed, repeat, int(batch.index[0]), device)
+            key = ops.evaluation_key(seed, repeat, batch.first, device)
             logits, kl = model(images, return_kl=True, key=key)
             meter.update(kl)
         else:

@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ibvit import ops
 from ibvit.analysis import recorder
 from ibvit.analysis.images import open_data
 from ibvit.analysis.recorder import RecordOptions, write_records
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter
+from ibvit.config import TrainConfig
 from ibvit.data.build import DataSpec
 from ibvit.models import load
-from ibvit.training import evaluation
+from ibvit.training import evaluation, train
 from ibvit.training.distributed import Processes
 from ibvit.training.run import stored_config
 
@@ -99,3 +101,64 @@ def test_a_folder_without_a_finished_run(tmp_path: Path) -> None:
 def test_passes_out_of_range() -> None:
     with pytest.raises(ValueError, match="passes: expected at least 1, got 0"):
         RecordOptions(passes=0)
+
+
+@pytest.fixture
+def folder_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on 24 images for training and 20 for validation, which are seen in batches of eight."""
+    monkeypatch.setattr("ibvit.data.build._FOLDER_EVAL_BATCH", 8)
+    for split, count in (("train", 12), ("val", 10)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for at in range(count):
+                pixels = np.random.default_rng([label, at, count]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{at:02}.png")
+    options = {"recipe": "digits", "image_size": 16, "batch_size": 12, "max_steps": 2, "latent_dim": 4, "hidden_dim": 8}
+    where = {"data": str(tmp_path / "data"), "out": tmp_path / "run", "device": "cpu", "loader": "torchvision"}
+    return train(TrainConfig(**options, **where, cache="off", workers=0))
+
+
+def val_file(run: Path, position: int) -> Path:
+    return sorted((run.parent / "data" / "val").rglob("*.png"))[position]
+
+
+@pytest.mark.parametrize("broken", [[0], [8], [11], [15], [19]], ids=lambda broken: f"image {broken[0]}")
+def test_row_i_is_image_i_whatever_was_shown(folder_run: Path, broken: list[int]) -> None:
+    options = RecordOptions(passes=2, heads="all")
+    whole = write_records(folder_run, options)
+    names = [name for name in whole.meta["arrays"] if name not in ("index", "labels")]
+    expected = {name: np.array(whole.array(name)) for name in names}
+    axes = {name: spec["axes"].split().index("image") for name, spec in whole.meta["arrays"].items()}
+    for position in broken:
+        val_file(folder_run, position).write_bytes(b"")
+    (folder_run / "records" / "records.json").unlink()
+    records = write_records(folder_run, options)
+    shown = np.arange(20)
+    shown[broken] = (shown[broken] + 1) % 20
+    assert records.index.tolist() == shown.tolist()
+    assert records.labels.tolist() == (shown >= 10).tolist()
+    intact = np.setdiff1d(np.arange(20), broken)
+    for name in names:
+        ours, theirs = (array.take(intact, axis=axes[name]) for array in (records.array(name), expected[name]))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=name)
+    with Processes.from_environment("cpu") as processes:
+        val = open_data(DataSpec.of(stored_config(folder_run))).val
+        measured = evaluation.evaluate(load(folder_run), val, processes, repeats=2)
+    labels = torch.as_tensor(np.array(records.labels))
+    ce = [torch.nn.functional.cross_entropy(torch.as_tensor(np.array(logits)), labels) for logits in records.logits]
+    assert measured.ce == pytest.approx(float(torch.stack(ce).mean()), rel=1e-5)
+
+
+def test_images_that_change_while_they_are_recorded(folder_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = RecordsWriter.commit
+
+    def break_a_file(writer: RecordsWriter, stage: str, steps: int) -> None:
+        commit(writer, stage, steps)
+        if (stage, steps) == ("survey", 3):
+            val_file(folder_run, 9).write_bytes(b"")
+
+    monkeypatch.setattr(RecordsWriter, "commit", break_a_file)
+    with pytest.raises(RecordsError, match=r"that the survey saw in rows 8 to 15, got others: a file broke"):
+        write_records(folder_run, RecordOptions(passes=2))
+    with pytest.raises(RecordsError, match="unfinished"):
+        Records.open(folder_run)

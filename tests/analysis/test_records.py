@@ -1,6 +1,7 @@
 """Reading records: what is there, and one clear error for each thing that is not."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import torch
 from safetensors.torch import save
 
 from ibvit.analysis.records import Records, RecordsError, RecordsWriter, open_runs, sha256
+from ibvit.data.files.room import NoRoomError, free_bytes
 from ibvit.models.weights import save_weights
 from tests.analysis.constructed import IMAGES, PATCHES
+from tests.data import small_disk as disk
 
 MakeRun = Callable[..., Path]
+small_disk = disk.small_disk
 
 
 def test_reader_gives_back_what_was_written(make_run: MakeRun) -> None:
@@ -179,3 +183,59 @@ def test_writer_starts_over_for_other_weights(tmp_path: Path) -> None:
     again = RecordsWriter(tmp_path, {"weights_sha256": "b"})
     assert again.progress("survey") == 0
     assert again.add("labels", (4,), "int64").tolist() == [0, 0, 0, 0]
+
+
+def test_an_array_takes_its_room_when_it_is_made(tmp_path: Path) -> None:
+    array = RecordsWriter(tmp_path, {}).add("kl", (50, 4, 2, 100), "float32")
+    status = (tmp_path / "records" / "kl.npy").stat()
+    assert 512 * status.st_blocks >= status.st_size > array.nbytes
+    assert not array.any()
+
+
+def test_a_full_disk_is_one_line(small_disk: Path) -> None:
+    writer = RecordsWriter(small_disk, {})
+    writer.add("labels", (1000,), "int64")[:] = 7
+    writer.commit("survey", 1)
+    with pytest.raises(NoRoomError, match=r"records/kl\.npy: expected 3\.19\d MB of room, got 1\.0"):
+        writer.add("kl", (1000, 4, 2, 100), "float32")
+    assert sorted(path.name for path in writer.folder.iterdir()) == ["labels.npy", "records.json"]
+    again = RecordsWriter(small_disk, {})
+    assert again.progress("survey") == 1
+    assert (again.add("labels", (1000,), "int64") == 7).all()
+    (small_disk / "filler").write_bytes(bytes(free_bytes(small_disk)))
+    with pytest.raises(NoRoomError, match=r"records\.json\.tmp: expected .* MB of room, got 0\.000 MB"):
+        again.describe(text="x" * 10_000)
+    assert RecordsWriter(small_disk, {}).progress("survey") == 1
+
+
+def test_a_full_disk_is_one_line_for_holes_of_an_earlier_version(small_disk: Path) -> None:
+    writer = RecordsWriter(small_disk, {})
+    writer.add("kl", (100, 4, 2, 100), "float32")
+    writer.commit("survey", 1)
+    path = writer.folder / "kl.npy"
+    header, size = path.read_bytes()[:128], path.stat().st_size
+    path.write_bytes(header)
+    os.truncate(path, size)
+    (small_disk / "filler").write_bytes(bytes(free_bytes(small_disk) - 8192))
+    with pytest.raises(NoRoomError, match=r"kl\.npy: expected 0\.31\d MB of room, got 0\.00"):
+        RecordsWriter(small_disk, {}).add("kl", (100, 4, 2, 100), "float32")
+
+
+def test_recording_anew_leaves_readers_their_arrays_and_is_unfinished_at_once(make_run: MakeRun) -> None:
+    folder = make_run("run", "ib", active={"1.0": 0.5})
+    records = Records.open(folder)
+    shape = records.kl.shape
+    expected = np.array(records.kl)
+    RecordsWriter(folder, {"options": {"seed": 1}}).add("kl", shape, "float32")
+    np.testing.assert_array_equal(records.kl, expected)  # the file was not cut under the reader
+    with pytest.raises(RecordsError, match="unfinished"):
+        Records.open(folder)
+
+
+def test_writer_starts_over_where_a_file_is_cut_short(tmp_path: Path) -> None:
+    writer = RecordsWriter(tmp_path, {})
+    writer.add("labels", (4,), "int64")[:] = 1
+    writer.commit("survey", 4)
+    path = tmp_path / "records" / "labels.npy"
+    os.truncate(path, path.stat().st_size - 1)
+    assert RecordsWriter(tmp_path, {}).progress("survey") == 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ibvit.data.files.tree import ImageFolder, scan
+from tests.data.small_disk import small_disk  # noqa: F401  (a fixture)
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> Image.Image:
@@ -89,16 +91,15 @@ def plant() -> Callable[[Path], dict[str, bool]]:
 @pytest.fixture
 def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files named *unreadable* and *deleted* cannot be opened, whoever asks (root reads files of any mode)."""
-    read_bytes = Path.read_bytes
 
-    def deny(self: Path) -> bytes:
-        if "unreadable" in self.name:
-            raise PermissionError(13, "Permission denied", str(self))
-        if "deleted" in self.name:
-            raise FileNotFoundError(2, "No such file or directory", str(self))
-        return read_bytes(self)
+    def deny(path: str | Path, mode: str) -> BinaryIO:
+        if "unreadable" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        if "deleted" in str(path):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return open(path, mode)
 
-    monkeypatch.setattr(Path, "read_bytes", deny)
+    monkeypatch.setattr("ibvit.data.files.images.open", deny, raising=False)
 
 
 @pytest.fixture(autouse=True)

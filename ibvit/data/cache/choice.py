@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,9 @@ import torch
 
 from ibvit.data.cache import shared
 from ibvit.data.cache.device import DeviceArena
-from ibvit.data.cache.pack import Pack, decoded_bytes, disk_pack, measure
+from ibvit.data.cache.making import disk_pack, open_disk_pack
+from ibvit.data.cache.pack import Pack, PackError, decoded_bytes, measure
+from ibvit.data.files.fingerprint import Contents, contents
 from ibvit.data.files.tree import ImageFolder, Source
 
 logger = logging.getLogger(__name__)
@@ -65,8 +69,11 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
             and ram with room for it, else off.
         loader: "dali" or "torchvision"; only DALI reads pictures that are on a GPU.
 
+    Packs on disk whose images have changed are not used, and the log says so.
+
     Raises:
         ValueError: an unknown mode, or one that this machine has no room for.
+        NoRoomError: somebody else took the memory meanwhile.
     """
     if mode not in MODES:
         raise ValueError(f"cache: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -77,18 +84,21 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
         return Sources(train, val, "off")
 
     splits = (train, val)
-    packed = all(disk_pack(split).exists() for split in splits)
-    packs = [Pack(disk_pack(split), split) for split in splits] if packed else []
+    made_from = [contents(split) for split in splits]
+    packs = _disk_packs(splits, made_from)
+    packed = bool(packs)
     sizes = [pack.sizes for pack in packs] or [measure(split) for split in splits]
     needed = sum(map(decoded_bytes, sizes))
-    shared.remove_abandoned(kept=splits)
+    known = list(zip(splits, made_from, strict=True))
+    shared.remove_abandoned(kept=known)
     room = {
         "gpu": torch.cuda.mem_get_info(device)[0] if can_gpu else 0,
-        "ram": _free_memory() + sum(map(shared.occupied, splits)),
+        "ram": _free_memory() + sum(shared.occupied(*split) for split in known),
     }
     fits = {place: needed <= _SHARE_OF_MEMORY * free for place, free in room.items()}
     fits["ram"] |= packed
-    if mode == "auto":
+    is_open = mode == "auto"
+    if is_open:
         mode = next((place for place in ("gpu", "ram") if fits[place]), "off")
     logger.info(
         "cache: %d images are %.2f GB decoded (free: %.1f GB on the GPU, %.1f GB in memory): %s",
@@ -102,9 +112,33 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
             f"cache: {mode} needs {needed / 1e9:.1f} GB, of the {room[mode] / 1e9:.1f} GB that are free at most "
             f"{_SHARE_OF_MEMORY:.0%} are taken; `ibvit data pack` decodes to disk instead"
         )
-    if mode == "gpu":
-        origins: list[ImageFolder | Pack] = [*packs] or [*splits]
-        arenas = [DeviceArena(origin, size, device) for origin, size in zip(origins, sizes, strict=True)]
-        return Sources(arenas[0], arenas[1], "gpu")
-    packs = packs or [shared.memory_pack(split, size) for split, size in zip(splits, sizes, strict=True)]
-    return Sources(packs[0], packs[1], "pack" if packed else "ram")
+    if packed and mode == "ram":
+        return Sources(packs[0], packs[1], "pack")
+    try:
+        if mode == "gpu":
+            origins: list[ImageFolder | Pack] = [*packs] or [*splits]
+            arenas = [DeviceArena(origin, size, device) for origin, size in zip(origins, sizes, strict=True)]
+            return Sources(arenas[0], arenas[1], "gpu")
+        packs = [shared.memory_pack(*split, size) for split, size in zip(known, sizes, strict=True)]
+        return Sources(packs[0], packs[1], "ram")
+    except (OSError, torch.OutOfMemoryError) as error:  # somebody else took the room meanwhile
+        why = str(error).splitlines()[0]
+        if is_open:
+            logger.warning("cache: off, pictures are decoded each time: %s", why)
+            return Sources(train, val, "off")
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"cache: expected {needed / 1e9:.1f} GB of room on {device}: {why}") from error
+
+
+def _disk_packs(splits: Sequence[ImageFolder], made_from: Sequence[Contents]) -> list[Pack]:
+    """The packs of all splits, or none if one of them cannot be used."""
+    if not any(disk_pack(split).exists() for split in splits):
+        return []
+    try:
+        return [open_disk_pack(*split) for split in zip(splits, made_from, strict=True)]
+    except PackError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            root = splits[0].root.parent
+            logger.warning("cache: packs on disk are not used; `ibvit data pack %s` makes them again: %s", root, error)
+        return []

@@ -2,29 +2,33 @@
 that they have from files.
 
 A pack is four plain files: ``pixels.bin`` (all pictures, one after another), ``sizes.npy`` (int32 ``[n, 2]`` height and
-width, 0 for broken files), ``state.npy`` (uint8 ``[n]``: 0 not yet decoded, 1 decoded, 2 broken), ``folder.json``. It
-is filled as pictures are first asked for.
+width, 0 for broken files), ``state.npy`` (uint8 ``[n]``: 0 not yet decoded, 1 decoded, 2 broken), ``folder.json`` (what
+it was made from). It is filled as pictures are first asked for. :mod:`ibvit.data.cache.making` makes packs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from ibvit.data.files.bad_files import BadFile
+from ibvit.data.files.fingerprint import Contents, contents, differences
 from ibvit.data.files.images import BadImageError, Pixels, stored_size
-from ibvit.data.files.tree import ImageFolder, Stored, scan_tree
+from ibvit.data.files.room import NoRoomError, reserve
+from ibvit.data.files.tree import ImageFolder, Stored
 from ibvit.data.plans.augment import Ints
 from ibvit.progress import for_all
 
+PIXELS, SIZES, STATE, FOLDER = FILES = ("pixels.bin", "sizes.npy", "state.npy", "folder.json")
 _NEW, _DECODED, _BROKEN = 0, 1, 2
+
+
+class PackError(ValueError):
+    """A pack that cannot be used: damaged, or made from other files than there are now."""
 
 
 def measure(folder: ImageFolder, workers: int = 16) -> Ints:
@@ -55,40 +59,61 @@ def offsets(sizes: Ints) -> Ints:
     return np.concatenate([[0], np.cumsum(3 * sizes.prod(axis=1))])
 
 
-def digest(folder: ImageFolder) -> str:
-    return hashlib.sha256("\n".join(folder.paths).encode()).hexdigest()
-
-
 class Pack:
     """A folder of decoded pictures, memory-mapped: a :class:`~ibvit.data.files.tree.Source`.
 
     Args:
-        path: the pack, made by :func:`create_pack`.
+        path: the pack, made by :func:`ibvit.data.cache.making.create_pack`.
         folder: the image files it is made from.
+        made_from: their fingerprint, if it is known already.
 
     Raises:
-        ValueError: the pack was made from other files.
+        PackError: the pack is damaged, or the files have changed since it was made.
     """
 
     stored: ClassVar[Stored] = "memory"
 
-    def __init__(self, path: Path, folder: ImageFolder) -> None:
-        made_from = json.loads((path / "folder.json").read_text())["paths_sha256"]
-        if made_from != digest(folder):
-            raise ValueError(
-                f"cache: expected {path} to be made from the {len(folder)} images in {folder.root}, it is made from "
-                "others; delete it and run `ibvit data pack` again"
-            )
+    def __init__(self, path: Path, folder: ImageFolder, made_from: Contents | None = None) -> None:
         self.place, self.folder, self.labels, self.bad = path, folder, folder.labels, folder.bad
-        self._writable = os.access(path / "pixels.bin", os.W_OK)
-        mode: Literal["r+", "r"] = "r+" if self._writable else "r"
-        self.sizes: Ints = np.load(path / "sizes.npy").astype(np.int64)
-        self.state = np.load(path / "state.npy", mmap_mode=mode)
-        self._offsets = offsets(self.sizes)
-        self._pixels = np.memmap(path / "pixels.bin", dtype=np.uint8, mode=mode)
+        self.made_from = made_from or contents(folder)
+        try:
+            self._open()
+        except PackError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
+            raise PackError(f"{path}: expected a pack of {folder.root}, it is damaged ({error})") from error
 
-    def __reduce__(self) -> tuple[type[Pack], tuple[Path, ImageFolder]]:
-        return Pack, (self.place, self.folder)
+    def _open(self) -> None:
+        made_from = Contents(**json.loads((self.place / FOLDER).read_text())["made_from"])
+        if made_from.fingerprint != self.made_from.fingerprint:
+            what = differences(made_from, self.made_from)
+            raise PackError(f"{self.place}: {self.folder.root} has changed since it was packed: {what}")
+        self.sizes: Ints = np.load(self.place / SIZES).astype(np.int64)
+        self._offsets = offsets(self.sizes)
+        state = np.load(self.place / STATE)
+        pixels, size = self.place / PIXELS, max(1, decoded_bytes(self.sizes))
+        status = pixels.stat()
+        for what, expected, got in (
+            (SIZES, (len(self.folder), 2), self.sizes.shape),
+            (STATE, (len(self.folder),), state.shape),
+            (PIXELS, size, status.st_size),
+        ):
+            if expected != got:
+                raise ValueError(f"{what}: expected {expected}, got {got}")
+        self._writable = bool((state == _NEW).any()) and all(
+            os.access(self.place / name, os.W_OK) for name in (PIXELS, STATE)
+        )
+        if self._writable and 512 * status.st_blocks < size:  # a sparse copy of a pack
+            try:
+                reserve(pixels, size)
+            except NoRoomError:
+                self._writable = False
+        mode: Literal["r+", "r"] = "r+" if self._writable else "r"
+        self.state = np.load(self.place / STATE, mmap_mode=mode)
+        self._pixels = np.memmap(pixels, dtype=np.uint8, mode=mode)
+
+    def __reduce__(self) -> tuple[type[Pack], tuple[Path, ImageFolder, Contents]]:
+        return Pack, (self.place, self.folder, self.made_from)
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -130,65 +155,14 @@ class Pack:
         found = for_all(decode, len(self), workers, f"decoding {self.folder.root.name}", "images")
         return [bad for bad in found if bad is not None]
 
+    def mended(self) -> int:
+        """How many pictures that were broken when they were decoded can be decoded now."""
 
-def create_pack(path: Path, folder: ImageFolder, sizes: Ints) -> Pack:
-    """An empty pack for pictures of these sizes; one that is already there, from the same files, is opened.
+        def is_readable(index: int) -> bool:
+            try:
+                self.folder.pixels(index)
+            except BadImageError:
+                return False
+            return True
 
-    Raises:
-        OSError: there is no room.
-    """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        np.save(made / "sizes.npy", sizes.astype(np.int32))
-        np.save(made / "state.npy", np.zeros(len(folder), dtype=np.uint8))
-        with open(made / "pixels.bin", "wb") as file:
-            file.truncate(max(1, decoded_bytes(sizes)))
-        (made / "folder.json").write_text(
-            json.dumps({"root": str(folder.root), "paths_sha256": digest(folder), "classes": folder.classes})
-        )
-        made.chmod(0o755)
-        try:
-            made.rename(path)
-        except OSError:  # another rank was first
-            shutil.rmtree(made)
-            if not path.exists():
-                raise
-    return Pack(path, folder)
-
-
-def disk_pack(folder: ImageFolder) -> Path:
-    """Where ``ibvit data pack`` puts a split's pack: DIR/train.pack beside DIR/train.
-
-    Example:
-        >>> disk_pack(ImageFolder(Path("data/train"), (), (), ())).as_posix()
-        'data/train.pack'
-    """
-    return folder.root.with_name(f"{folder.root.name}.pack")
-
-
-def pack_tree(root: Path, workers: int | None = None) -> tuple[Pack, Pack]:
-    """Decode DIR/train and DIR/val into DIR/train.pack and DIR/val.pack; an interrupted call resumes where it stopped.
-
-    Raises:
-        ValueError: the tree is not one of images, or the disk has no room.
-    """
-    packs = []
-    for folder in scan_tree(root):
-        path = disk_pack(folder)
-        if path.exists():
-            pack = Pack(path, folder)
-        else:
-            sizes = measure(folder)
-            needed, free = decoded_bytes(sizes), shutil.disk_usage(root).free
-            print(f"{path}: {len(folder)} images, {needed / 1e9:.2f} GB decoded, {free / 1e9:.1f} GB free on the disk")
-            if needed > 0.95 * free:
-                raise ValueError(f"pack: expected {needed / 1e9:.1f} GB free at {root}, there are {free / 1e9:.1f} GB")
-            pack = create_pack(path, folder, sizes)
-        broken = pack.fill(workers)
-        for file, reason in broken:
-            print(f"{file}: {reason}")
-        if broken:
-            print(f"{path}: {len(broken)} broken, others take their place; if you mend them, delete {path}, pack again")
-        packs.append(pack)
-    return packs[0], packs[1]
+        return sum(map(is_readable, np.flatnonzero(self.state == _BROKEN).tolist()))

@@ -1,77 +1,124 @@
-"""Packs in this machine's memory, shared by all processes that read the same files.
+"""Packs in this machine's memory, shared by all processes of a user that read the same files.
+
+They lie in a folder that nobody else can enter. Others may put a folder of any name beside it: what is not this user's
+own, or not closed to others, is passed over and never read.
 
 Each process that uses a pack holds a lock on it, which the system lets go when the process ends, however it ends. The
-last process that leaves removes the pack; what killed processes left is used again or removed by the next.
+last process that leaves removes the pack; what killed processes left is used again or removed by the next. Packs are
+made and cleared away by one process at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from ibvit.data.cache.pack import Pack, create_pack, digest
+from ibvit.data.cache.lock import alone, locked
+from ibvit.data.cache.making import create_pack
+from ibvit.data.cache.pack import FOLDER, PIXELS, Pack, PackError
+from ibvit.data.files.fingerprint import Contents
 from ibvit.data.files.tree import ImageFolder
 from ibvit.data.plans.augment import Ints
 
 HOME = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
-_PREFIX = f"ibvit-{os.getuid()}-"
+_LOCK = "lock"
 
 
-def memory_pack(folder: ImageFolder, sizes: Ints) -> Pack:
+def memory_pack(folder: ImageFolder, made_from: Contents, sizes: Ints) -> Pack:
     """The pack of these files, made if there is none; it goes with the last process that has it open.
 
+    Args:
+        made_from: the fingerprint of the files, taken before their sizes were.
+
     Raises:
-        OSError: there is no room.
+        NoRoomError: there is no room.
     """
-    place = _place(folder)
-    while True:
+    own = _own_folder()
+    place = own / _name(folder, made_from)
+    with alone(own / _LOCK):
         try:
-            create_pack(place, folder, sizes)
-            lock = _locked(place)
-            break
-        except FileNotFoundError:  # its last user removed it in between
-            continue
-    pack = Pack(place, folder)
+            lock = locked(place / FOLDER, fcntl.LOCK_SH)
+            pack = Pack(place, folder, made_from)
+        except (OSError, PackError):  # absent, or what somebody left who was killed
+            shutil.rmtree(place, ignore_errors=True)
+            pack = create_pack(place, folder, made_from, sizes)
+            lock = locked(place / FOLDER, fcntl.LOCK_SH)
     weakref.finalize(pack, _leave, place, lock, os.getpid())
     return pack
 
 
-def occupied(folder: ImageFolder) -> int:
+def occupied(folder: ImageFolder, made_from: Contents) -> int:
     """Bytes of memory that the pack of these files takes already."""
-    try:
-        return 512 * os.stat(_place(folder) / "pixels.bin").st_blocks
-    except FileNotFoundError:
-        return 0
+    name = _name(folder, made_from)
+    for own in _own_folders():
+        with contextlib.suppress(OSError):
+            return 512 * os.stat(own / name / PIXELS).st_blocks
+    return 0
 
 
-def remove_abandoned(kept: Iterable[ImageFolder]) -> None:
+def remove_abandoned(kept: Iterable[tuple[ImageFolder, Contents]] = ()) -> None:
     """Remove the packs that no process has open, but for those of some files."""
-    for place in set(HOME.glob(f"{_PREFIX}*")) - {_place(folder) for folder in kept}:
-        try:
-            _leave(place, _locked(place), os.getpid())
-        except FileNotFoundError:  # somebody else removes it
-            continue
+    names = {_LOCK, *(_name(folder, made_from) for folder, made_from in kept)}
+    for own in _own_folders():
+        with alone(own / _LOCK):
+            for place in own.iterdir():
+                if place.name not in names:
+                    _remove_unused(place)
 
 
-def _place(folder: ImageFolder) -> Path:
-    stamps = [str(os.stat(folder.root / name).st_mtime_ns) for name in folder.classes]
-    key = "\n".join([str(folder.root.resolve()), digest(folder), *stamps])
-    return HOME / (_PREFIX + hashlib.sha256(key.encode()).hexdigest()[:16])
+def _remove_unused(place: Path) -> None:
+    try:
+        lock = locked(place / FOLDER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # in use
+        return
+    except OSError:  # half made, or half removed
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    with lock:
+        shutil.rmtree(place, ignore_errors=True)
 
 
-def _locked(place: Path) -> IO[str]:
-    lock = open(place / "folder.json")  # noqa: SIM115 -- held open
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    if not os.path.samestat(os.stat(place / "folder.json"), os.fstat(lock.fileno())):
-        raise FileNotFoundError(f"{place} was removed and made again")
-    return lock
+def _own_folders() -> list[Path]:
+    """This user's folders in memory; there may be several where somebody took the first name for a while."""
+    return [place for place in sorted(HOME.glob(f"ibvit-{os.geteuid()}*")) if _is_private(place)]
+
+
+def _own_folder() -> Path:
+    names = (f"ibvit-{os.geteuid()}{f'-{number}' if number else ''}" for number in itertools.count())
+    own = _own_folders()
+    return own[0] if own else next(HOME / name for name in names if _is_claimed(HOME / name))
+
+
+def _is_claimed(place: Path) -> bool:
+    """Whether a folder is this user's own, made here if there was none; not where somebody else was first."""
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+        place.chmod(0o700)  # whatever the umask
+    return _is_private(place)
+
+
+def _is_private(place: Path) -> bool:
+    """A folder of this user's, no link to one, that nobody else can enter."""
+    try:
+        status = place.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def _name(folder: ImageFolder, made_from: Contents) -> str:
+    key = os.fsencode(folder.root.resolve()) + b"\0" + made_from.fingerprint.encode()
+    return hashlib.sha256(key).hexdigest()[:32]
 
 
 def _leave(place: Path, lock: IO[str], owner: int) -> None:
@@ -80,7 +127,9 @@ def _leave(place: Path, lock: IO[str], owner: int) -> None:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gives the shared lock up first: one of many succeeds
-        except BlockingIOError:
+            if not os.path.samestat(os.stat(place / FOLDER), os.fstat(lock.fileno())):
+                return  # another pack lies there by now
+        except (BlockingIOError, FileNotFoundError):
             return
         gone = place.with_name(f"{place.name}-{owner}")
         place.rename(gone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,12 +14,31 @@ from ibvit.data.files.images import BadImageError
 logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 
+_TRIED = 256  # files in a row: if so many are broken, the folder is, and a neighbour is no remedy
+
+
+class NoImageError(ValueError):
+    """So many files are broken that none can take the place of another; the message names the first."""
+
 
 class BadFile(NamedTuple):
     """A file that was replaced, and why."""
 
     path: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+def printable(path: str) -> str:
+    """A path in one line of text: line breaks, and bytes that are no text, are escaped.
+
+    Example:
+        >>> print(printable(os.fsdecode(b"caf\\xe9.jpg")))
+        caf\\xe9.jpg
+    """
+    return os.fsencode(path).decode(errors="backslashreplace").replace("\n", "\\n")
 
 
 def nearest_readable(
@@ -27,16 +47,20 @@ def nearest_readable(
     """The first of ``index``, ``index + 1``, … (cyclically) that loads, its content, and the bad files passed over.
 
     Raises:
-        BadImageError: none of ``count`` images loads.
+        NoImageError: many in a row do not load, or none at all.
     """
     bad: list[BadFile] = []
-    for offset in range(count):
+    for offset in range(min(count, _TRIED)):
         position = (index + offset) % count
         try:
             return position, load(position), bad
         except BadImageError as error:
             bad.append(BadFile(path(position), str(error)))
-    raise BadImageError(f"none of the {count} images can be read; the first: {bad[0].path}: {bad[0].reason}")
+    those = "all" if len(bad) == count else f"{len(bad)} in a row"
+    raise NoImageError(
+        f"data: expected readable images, {those} of {count} are broken (`ibvit data check` names them); the first: "
+        f"{bad[0]}"
+    )
 
 
 class BadFiles:
@@ -60,6 +84,7 @@ class BadFiles:
 
     def name(self, path: str, what: str) -> None:
         """Log what there is to say of a file, unless that was done."""
+        path = printable(path)
         if path not in self._named:
             self._named.add(path)
             if self._is_first(path, what):

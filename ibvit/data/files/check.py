@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ibvit.data.files.bad_files import BadFile
+from ibvit.data.files.bad_files import BadFile, printable
 from ibvit.data.files.images import BadImageError, oddity, opened
 from ibvit.data.files.tree import ImageFolder, scan_tree
 from ibvit.progress import for_all
@@ -53,10 +53,9 @@ def check_tree(root: Path, workers: int | None = None) -> int:
     broken = 0
     for folder in scan_tree(root):
         report = check(folder, workers)
-        for path, reason in report.broken:
-            print(f"{path}: broken: {reason}")
-        for path, kind in report.odd:
-            print(f"{path}: odd: {kind}")
+        for verdict, files in (("broken", report.broken), ("odd", report.odd)):
+            for path, why in files:
+                print(f"{printable(path)}: {verdict}: {why}")
         print(
             f"{folder.root}: {len(folder)} images of {len(folder.classes)} classes; {len(report.broken)} broken "
             f"(another would take their place), {len(report.odd)} odd, {report.grey} grey (both are used)"

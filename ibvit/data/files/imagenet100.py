@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from ibvit.data.files.images import BadImageError, open_regular
 from ibvit.progress import for_all
 
 TRAIN_IMAGES, VAL_IMAGES = 126_689, 5_000
@@ -150,4 +151,8 @@ def _place(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
             target.symlink_to(source.resolve())
     elif target.is_symlink() or not target.exists() or target.stat().st_size != source.stat().st_size:
         target.unlink(missing_ok=True)
-        shutil.copyfile(source, target)
+        try:
+            with open_regular(source) as file, open(target, "xb") as copy:
+                shutil.copyfileobj(file, copy)
+        except BadImageError as error:
+            raise ValueError(f"imagenet: expected a file to copy at {source}, got: {error}") from error

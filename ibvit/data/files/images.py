@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +16,50 @@ from ibvit.data.files.jpeg import HEAD, MAX_PIXELS, jpeg_size
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 
+MAX_BYTES = 1 << 30  # a larger file is taken for a broken or hostile one
+
 _ORDINARY = ("RGB", "L", "P")  # PIL's modes that need no mention
+_OTHERS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 class BadImageError(Exception):
     """A file that gives no picture; the message says why, in a few words."""
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file with an end, opened to read: pipes and devices can keep a reader for ever, and are not opened.
+
+    Raises:
+        BadImageError: it is absent, unreadable, empty, larger than ``MAX_BYTES``, or no regular file.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError(f"{_OTHERS.get(stat.S_IFMT(status.st_mode), 'a special file')}, not a file")
+        if status.st_size == 0:
+            raise BadImageError("empty file")
+        if status.st_size > MAX_BYTES:
+            raise BadImageError(f"larger than {MAX_BYTES >> 30} GiB")
+        return open(path, "rb")
+    except OSError as error:
+        broken_link = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
+        raise BadImageError("broken symbolic link" if broken_link else error.strerror or str(error)) from error
+
+
 def read(path: str | Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        BadImageError: the file is absent, empty or unreadable.
+        BadImageError: as :func:`open_regular`.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        broken_link = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
-        raise BadImageError("broken symbolic link" if broken_link else error.strerror or str(error)) from error
-    if not data:
-        raise BadImageError("empty file")
-    return data
+    with open_regular(path) as file:
+        try:
+            return file.read(os.fstat(file.fileno()).st_size)  # not to its end: it may be growing
+        except OSError as error:
+            raise BadImageError(error.strerror or str(error)) from error
 
 
 def opened(data: bytes) -> Image.Image:
@@ -86,11 +112,12 @@ def stored_size(path: str | Path) -> tuple[int, int]:
         BadImageError: the file cannot be read, or its header is no image's or promises more than ``MAX_PIXELS``.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = jpeg_size(file.read(HEAD))
-        if size is None:
-            with Image.open(path) as image:
-                size = image.height, image.width
+            if size is None:
+                file.seek(0)
+                with Image.open(file) as image:
+                    size = image.height, image.width
         if size[0] * size[1] > MAX_PIXELS:
             raise Image.DecompressionBombError
     except Exception as error:

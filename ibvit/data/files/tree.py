@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -95,9 +96,9 @@ def scan(root: Path, bad: BadFiles | None = None) -> ImageFolder:
     empty: list[str] = []
     for label, name in enumerate(classes):
         before = len(paths)
-        for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
+        for folder, names in sorted(_walk(os.path.join(root, name))):
             inner = os.path.relpath(folder, root)
-            paths += [os.path.join(inner, file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
+            paths += [os.path.join(inner, file) for file in sorted(names) if file.lower().endswith(EXTENSIONS)]
         labels += [label] * (len(paths) - before)
         if len(paths) == before:
             empty.append(str(root / name))
@@ -108,6 +109,26 @@ def scan(root: Path, bad: BadFiles | None = None) -> ImageFolder:
             f"{', '.join(empty[:3])}{more}"
         )
     return ImageFolder(root, tuple(classes), tuple(paths), tuple(labels), bad or BadFiles())
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from ``top`` down, and what is to be read in it.
+
+    A folder named as an image is listed as one. A link to a folder that it lies in has no end and is not followed.
+    """
+    real_top = Path(top).resolve()
+    above = {top: {str(place) for place in (real_top, *real_top.parents)}}
+    for folder, inner, files in os.walk(top, followlinks=True, onerror=_refuse):
+        names = [name for name in inner if name.lower().endswith(EXTENSIONS)]
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in inner if name not in names}
+        inner[:] = [name for name, place in real.items() if place not in above[folder]]
+        for name in inner:
+            above[os.path.join(folder, name)] = above[folder] | {real[name]}
+        yield folder, [*files, *names]
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"data: expected readable folders, got {error.filename}: {error.strerror}") from error
 
 
 def scan_tree(root: Path, bad: BadFiles | None = None) -> tuple[ImageFolder, ImageFolder]:

@@ -115,7 +115,7 @@ class DaliLoader:
         for batch, bad in prefetched(self._steps(epoch, start), _AHEAD):
             self._source.bad.replace(bad)
             if self._stream is not None:
-                for tensor in batch:
+                for tensor in (batch.images, batch.labels, batch.index):
                     tensor.record_stream(torch.cuda.current_stream(self._device))
             yield batch
 
@@ -141,7 +141,7 @@ class DaliLoader:
                 loaded = self._load(rows, judge=True)
                 images = self._render(epoch, rows, loaded)
             index = torch.tensor([item.shown for item in loaded])
-            yield self._batch(images, index), [bad for item in loaded for bad in item.bad]
+            yield self._batch(images, index, torch.tensor(rows)), [bad for item in loaded for bad in item.bad]
 
     def _submit(self, epoch: int, step: int) -> list[Future[list[_Loaded]]]:
         if step >= len(self):
@@ -184,11 +184,11 @@ class DaliLoader:
         list(self._pool.map(place, range(len(rows))))
         return torch.from_numpy(images)
 
-    def _batch(self, images: Tensor, index: Tensor) -> Batch:
+    def _batch(self, images: Tensor, index: Tensor, rows: Tensor) -> Batch:
         labels = self._labels[index]
         if self._stream is None:
-            return Batch(normalised(images), labels, index)
+            return Batch(normalised(images), labels, index, rows)
         with torch.cuda.stream(self._stream):
-            batch = Batch(normalised(images), labels.to(self._device), index.to(self._device))
+            batch = Batch(normalised(images), labels.to(self._device), index.to(self._device), rows)
         self._stream.synchronize()  # before DALI takes the memory of ``images`` back
         return batch

@@ -28,8 +28,8 @@ class MemoryLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         images, labels = self._pixels(epoch)
         for step in range(start, len(self)):
-            index = torch.from_numpy(self._schedule.rows(epoch, step))
-            yield Batch(images[index], labels[index], index)
+            index = torch.tensor(self._schedule.rows(epoch, step))  # a copy: the schedule keeps its own
+            yield Batch(images[index], labels[index], index, index)
 
     def close(self) -> None:
         """Nothing is held."""

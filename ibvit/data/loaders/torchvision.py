@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ibvit.data.files.bad_files import BadFile, nearest_readable
+from ibvit.data.files.bad_files import BadFile, NoImageError, nearest_readable
 from ibvit.data.files.images import Pixels
 from ibvit.data.files.tree import Source
 from ibvit.data.plans.augment import OPERATIONS, Ints, Plan, normalised
@@ -100,14 +100,25 @@ def finish(window: Pixels, plan: Plan, row: int, side: int) -> Pixels:
     return np.asarray(picture)
 
 
-class _Steps(Dataset[tuple[Tensor, Ints, list[BadFile]]]):
-    """Item (epoch, step): a rank's whole batch, so that one worker makes one batch."""
+_Made = tuple[Tensor, Ints, Ints, list[BadFile]]  # pixels, positions of the images shown and asked for, bad files
+
+
+class _Steps(Dataset[_Made | NoImageError]):
+    """Item (epoch, step): a rank's whole batch, so that one worker makes one batch.
+
+    A folder without readable images comes back as an error: one that is raised in a worker arrives as its traceback.
+    """
 
     def __init__(self, source: Source, schedule: Schedule) -> None:
         self.source, self.schedule = source, schedule
 
-    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, Ints, list[BadFile]]:
-        epoch, step = at
+    def __getitem__(self, at: tuple[int, int]) -> _Made | NoImageError:
+        try:
+            return self._made(*at)
+        except NoImageError as error:
+            return error
+
+    def _made(self, epoch: int, step: int) -> _Made:
         rows = self.schedule.rows(epoch, step)
         side = self.schedule.augmentation.image_size
         images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
@@ -126,7 +137,7 @@ class _Steps(Dataset[tuple[Tensor, Ints, list[BadFile]]]):
             plan = self.schedule.plan(epoch, rows[chunk], sizes)
             for row, picture in enumerate(pictures):
                 images[first + row] = finish(cut(picture, plan.window[row]), plan, row, side)
-        return torch.from_numpy(images), index, bad
+        return torch.from_numpy(images), index, rows, bad
 
 
 class _From(Sampler[tuple[int, int]]):
@@ -151,7 +162,7 @@ class TorchvisionLoader:
         self._labels, self._bad = torch.tensor(source.labels), source.bad
         self._sampler = _From(len(schedule))
         self._device = device
-        self._loader: DataLoader[tuple[Tensor, Ints, list[BadFile]]] | None = DataLoader(
+        self._loader: DataLoader[_Made | NoImageError] | None = DataLoader(
             _Steps(source, schedule),
             batch_size=None,
             sampler=self._sampler,
@@ -167,14 +178,18 @@ class TorchvisionLoader:
         if self._loader is None:
             raise RuntimeError("loader: expected an open loader, this one was closed")
         self._sampler.epoch, self._sampler.start = epoch, start
-        for images, rows, bad in self._loader:
+        for made in self._loader:
+            if isinstance(made, NoImageError):
+                raise made
+            images, shown, rows, bad = made
             self._bad.replace(bad)
-            index = torch.as_tensor(rows)
+            index = torch.as_tensor(shown)
             labels = self._labels[index]
             yield Batch(
                 normalised(images.to(self._device, non_blocking=True)),
                 labels.to(self._device, non_blocking=True),
                 index.to(self._device, non_blocking=True),
+                torch.as_tensor(rows).clone(),  # without workers it is a part of the schedule's own
             )
 
     def close(self) -> None:

@@ -86,3 +86,18 @@ def test_too_little_memory(make_tree, monkeypatch):
     assert cached(*splits, "auto", CPU, "dali").cache == "off"
     with pytest.raises(ValueError, match=r"ram needs 0.0 GB, .* `ibvit data pack` decodes to disk"):
         cached(*splits, "ram", CPU, "dali")
+
+
+def test_a_gpu_whose_room_somebody_else_took(make_tree, monkeypatch, caplog):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nOf the allocated memory …")
+
+    monkeypatch.setattr("ibvit.data.cache.choice.DeviceArena", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    splits = scan_tree(make_tree())
+    assert cached(*splits, "auto", torch.device("cuda"), "dali").cache == "off"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cache: off, pictures are decoded each time: CUDA out of memory. Tried to allocate 2.00 GiB"
+    ]
+    with pytest.raises(ValueError, match=r"^cache: expected 0.0 GB of room on cuda: CUDA out of memory[^\n]*$"):
+        cached(*splits, "gpu", torch.device("cuda"), "dali")

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ibvit.data.cache.choice import cached
-from ibvit.data.cache.pack import Pack, create_pack, decoded_bytes, disk_pack, measure, pack_tree
+from ibvit.data.cache.making import create_pack, disk_pack, pack_tree
+from ibvit.data.cache.pack import Pack, PackError, decoded_bytes, measure
+from ibvit.data.files.fingerprint import contents
 from ibvit.data.files.images import BadImageError
 from ibvit.data.files.tree import scan, scan_tree
 
@@ -24,7 +26,7 @@ def test_sizes_come_from_headers(folder):
 
 
 def test_a_pack_gives_the_files_pixels_and_never_decodes_twice(folder, tmp_path):
-    pack = create_pack(tmp_path / "a.pack", folder, measure(folder))
+    pack = create_pack(tmp_path / "a.pack", folder, contents(folder), measure(folder))
     expected = [folder.pixels(index) for index in range(len(folder))]
     assert not pack.state.any()
     for _ in range(2):
@@ -32,7 +34,7 @@ def test_a_pack_gives_the_files_pixels_and_never_decodes_twice(folder, tmp_path)
             np.testing.assert_array_equal(pack.pixels(index), picture)
     for path in folder.root.rglob("*.JPEG"):
         path.unlink()
-    for reader in (Pack(tmp_path / "a.pack", folder), pickle.loads(pickle.dumps(pack))):
+    for reader in (Pack(tmp_path / "a.pack", folder, pack.made_from), pickle.loads(pickle.dumps(pack))):
         for index, picture in enumerate(expected):
             np.testing.assert_array_equal(reader.pixels(index), picture)
 
@@ -41,7 +43,7 @@ def test_broken_files_stay_broken(make_tree, plant, tmp_path):
     root = make_tree() / "train"
     plant(root / "cat")
     folder = scan(root)
-    pack = create_pack(tmp_path / "a.pack", folder, measure(folder))
+    pack = create_pack(tmp_path / "a.pack", folder, contents(folder), measure(folder))
     broken = {Path(path).name[:3] for path, _ in pack.fill(workers=2)}
     assert broken == {"b01", "b02", "b07", "b09", "b12"}
     assert sorted(np.unique(pack.state)) == [1, 2]
@@ -50,23 +52,23 @@ def test_broken_files_stay_broken(make_tree, plant, tmp_path):
 
 
 def test_a_file_that_changed_its_size_is_broken(folder, tmp_path):
-    pack = create_pack(tmp_path / "a.pack", folder, measure(folder))
+    pack = create_pack(tmp_path / "a.pack", folder, contents(folder), measure(folder))
     (folder.root / folder.paths[0]).write_bytes((folder.root / folder.paths[1]).read_bytes())
     with pytest.raises(BadImageError, match="changed since"):
         pack.pixels(0)
 
 
 def test_a_pack_of_other_files_is_refused(folder, tmp_path):
-    create_pack(tmp_path / "a.pack", folder, measure(folder))
+    create_pack(tmp_path / "a.pack", folder, contents(folder), measure(folder))
     (folder.root / "cat" / "000.JPEG").unlink()
-    with pytest.raises(ValueError, match=r"made from the 19 images .* made from others"):
+    with pytest.raises(PackError, match=r"has changed since it was packed: 19 images instead of 20, "):
         Pack(tmp_path / "a.pack", scan(folder.root))
 
 
 def test_packing_goes_on_where_it_stopped(make_tree, capsys):
     root = make_tree()
     train, _ = scan_tree(root)
-    begun = create_pack(disk_pack(train), train, measure(train))
+    begun = create_pack(disk_pack(train), train, contents(train), measure(train))
     begun.pixels(3)
     packs = pack_tree(root, workers=2)
     assert all((pack.state == 1).all() for pack in packs)

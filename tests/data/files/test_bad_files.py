@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from ibvit.data.files.bad_files import BadFile, BadFiles, nearest_readable
+from ibvit.data.files.bad_files import BadFile, BadFiles, NoImageError, nearest_readable
 from ibvit.data.files.images import BadImageError
 from ibvit.data.sets.folder import folder_loaders
 
@@ -27,7 +27,7 @@ def test_no_readable_image_at_all_is_an_error():
     def load(index: int) -> str:
         raise BadImageError("empty file")
 
-    with pytest.raises(BadImageError, match=r"none of the 2 images .* 1: empty file"):
+    with pytest.raises(NoImageError, match=r"all of 2 are broken .* the first: 1: empty file"):
         nearest_readable(load, str, 1, 2)
 
 
