@@ -34,7 +34,7 @@ from ibvit.data.cache import making, pack
 from ibvit.data.files.tree import scan_tree
 from ibvit.figures.report import write_report
 from ibvit.models import load
-from ibvit.models.weights import fingerprint_of
+from ibvit.models.storage import fingerprint_of
 from ibvit.training import train
 from tests.training.test_identity import tree
 

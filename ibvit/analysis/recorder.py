@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ibvit import ops
 from ibvit.analysis.images import open_data
-from ibvit.analysis.records import Records, RecordsError, RecordsWriter, as_tensor, sha256
+from ibvit.analysis.records import Records, RecordsError, as_tensor, sha256
+from ibvit.analysis.writer import RecordsWriter
 from ibvit.data.build import DataSet, DataSpec
 from ibvit.data.identity import Identity
 from ibvit.data.types import Batch
+from ibvit.files import lock
 from ibvit.models import kl as kl_accounting
 from ibvit.models import load, run_with_cache
-from ibvit.models.weights import fingerprint_of, read_facts
+from ibvit.models.storage import fingerprint_of, read_facts
 from ibvit.progress import Progress
-from ibvit.run_folder import CONFIG, MODEL
+from ibvit.run_folder import CONFIG, LOCK, MODEL, RECORDS
 from ibvit.training.run import check_same_data, stored_config
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,10 @@ def write_records(
         identity = data.identity().only("val")
         check_same_data(run, stored.data, identity, accept_changed_data)
         log.info("%s: weights of %s", run, _state(run))
-        _Recorder(run, data, identity, options or RecordOptions()).record()
+        folder = run / RECORDS
+        folder.mkdir(exist_ok=True)
+        with lock(folder, LOCK, "run"):
+            _Recorder(run, data, identity, options or RecordOptions()).record()
     finally:
         data.close()
     return Records.open(run)

@@ -16,8 +16,7 @@
 
 import hashlib
 import json
-import math
-import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,12 +29,13 @@ from torch import Tensor
 
 from ibvit import run_folder
 from ibvit.config import told_apart
-from ibvit.data.files.room import reserve, writing
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
-from ibvit.models.weights import fingerprint_of
+from ibvit.models.storage import fingerprint_of
 
 SCHEMA = "ibvit-records/1"
+
+_verified: set[tuple[str, int, int]] = set()  # arrays whose checksum this process has compared
 
 AXES = {
     "index": "image",
@@ -69,6 +69,11 @@ class RecordsError(ValueError):
 def sha256(data: bytes) -> str:
     """Hexadecimal digest by which runs, weights and data sets are told apart."""
     return hashlib.sha256(data).hexdigest()
+
+
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -164,6 +169,12 @@ class Records:
                 f"{path} holds {array.dtype} {list(array.shape)}, expected {spec['dtype']} {spec['shape']}: "
                 f"delete {path.parent} and run `ibvit record` again"
             )
+        if "crc32" in spec and (state := (str(path), path.stat().st_mtime_ns, spec["crc32"])) not in _verified:
+            if checksum(array) != spec["crc32"]:
+                raise RecordsError(
+                    f"{path} is damaged: its checksum differs; delete {path.parent} and run `ibvit record` again"
+                )
+            _verified.add(state)
         return array
 
     @property
@@ -320,92 +331,3 @@ def _told_apart(runs: list[Records]) -> list[Records]:
     return sorted(
         (replace(run, apart=apart[run.run]) for run in runs), key=lambda run: (run.order[0], run.apart, run.seed)
     )
-
-
-class RecordsWriter:
-    """Writes a run's records piece by piece; what `commit` has named as done survives an interruption.
-
-    `meta` is what must be equal for an interrupted recording to resume: weights, options, model. It starts over where
-    that differs, or where a file is gone.
-    """
-
-    def __init__(self, run_dir: str | Path, meta: Mapping[str, Any]) -> None:
-        self.folder = Path(run_dir) / run_folder.RECORDS
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / "records.json"
-        fresh = {"schema": SCHEMA, **meta}
-        old = json.loads(path.read_text()) if path.is_file() else {}
-        whole = all(_is_whole(self.folder / f"{name}.npy", spec) for name, spec in old.get("arrays", {}).items())
-        resumable = whole and all(old.get(key) == value for key, value in fresh.items())
-        self.meta: dict[str, Any] = old if resumable else {**fresh, "arrays": {}, "progress": {}, "complete": False}
-        self._arrays: dict[str, np.memmap] = {}
-
-    def add(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
-        """The array `name`, created where it does not stand already, with all the disk space that it needs.
-
-        Raises:
-            NoRoomError: the disk is full.
-        """
-        path = self.folder / f"{name}.npy"
-        spec = {"dtype": dtype, "shape": list(shape), "axes": AXES[name], "unit": UNITS.get(name, "")}
-        stands = self.meta["arrays"].get(name) == spec and path.is_file()
-        if stands:
-            reserve(path, path.stat().st_size)  # a copy may have holes
-        else:
-            self._write_meta()  # first: nobody takes the new array for a part of finished records
-            _create(path, shape, np.dtype(dtype))
-        array = np.lib.format.open_memmap(path, mode="r+")
-        self.meta["arrays"][name] = spec
-        self._arrays[name] = array
-        return array
-
-    def describe(self, **facts: Any) -> None:
-        """Facts found while recording: the data set's digest, the heads kept."""
-        self.meta.update(facts)
-        self._write_meta()
-
-    def progress(self, stage: str) -> int:
-        """How many steps of `stage` are on disk."""
-        return self.meta["progress"].get(stage, 0)
-
-    def commit(self, stage: str, steps: int) -> None:
-        """Flush the arrays, then record that `steps` steps of `stage` are done."""
-        for array in self._arrays.values():
-            array.flush()
-        self.meta["progress"][stage] = steps
-        self._write_meta()
-
-    def finish(self) -> None:
-        """Mark the records complete."""
-        self.meta["complete"] = True
-        self._write_meta()
-
-    def _write_meta(self) -> None:
-        temporary = self.folder / "records.json.tmp"
-        text = json.dumps(self.meta, indent=1, ensure_ascii=False) + "\n"
-        with writing(temporary, len(text.encode())):
-            temporary.write_text(text)
-        os.replace(temporary, self.folder / "records.json")
-
-
-def _is_whole(path: Path, spec: Mapping[str, Any]) -> bool:
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return list(array.shape) == spec["shape"] and str(array.dtype) == spec["dtype"]
-
-
-def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A .npy file of zeros in a file of its own: one that stands there may be open for reading."""
-    path.unlink(missing_ok=True)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    size = math.prod(shape) * dtype.itemsize
-    try:
-        with writing(path, size), open(path, "xb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            size += file.tell()
-        reserve(path, size)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ibvit import ops, run_folder
 from ibvit.kinds import KindName
+from ibvit.models.storage import read_weights, save_weights
 from ibvit.models.vit import VisionTransformer
-from ibvit.models.weights import read_weights, save_weights
 
 _POOLING: dict[str, Any] = {"class_token": False, "reg_tokens": 0, "global_pool": "avg", "fc_norm": False}
 

@@ -18,7 +18,7 @@ from ibvit.errors import is_installed
 from ibvit.files import write_text
 from ibvit.information.backends import why_missing
 from ibvit.models import load
-from ibvit.models.weights import read_facts
+from ibvit.models.storage import read_facts
 from ibvit.ops.api import why_not_native, why_not_triton
 from ibvit.run_folder import EVALUATION, MODEL
 from ibvit.training.distributed import Processes

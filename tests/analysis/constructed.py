@@ -1,11 +1,14 @@
 """Run folders with constructed records: 24 images of 4 × 4 patches, 2 blocks of 2 heads, 3 latents, 5 classes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from ibvit.analysis.records import RecordsWriter, sha256
+from ibvit.analysis.records import checksum, sha256
+from ibvit.analysis.writer import RecordsWriter
 
 IMAGES, GRID, BLOCKS, HEADS, LATENTS, CLASSES = 24, (4, 4), 2, 2, 3, 5
 PATCHES = GRID[0] * GRID[1]
@@ -76,3 +79,15 @@ def write_spectrum(folder: Path) -> list[Path]:
         write_run(folder / "beta1", "ib", beta=1.0, active={"0.1": 1.0, "1.0": 2.0}),
         write_run(folder / "full", "full"),
     ]
+
+
+@contextmanager
+def changed(folder: Path, name: str) -> Iterator[np.ndarray]:
+    """An array of recorded values to change, and the checksum that goes with it."""
+    array = np.load(folder / "records" / f"{name}.npy", mmap_mode="r+")
+    yield array
+    array.flush()
+    path = folder / "records" / "records.json"
+    meta = json.loads(path.read_text())
+    meta["arrays"][name]["crc32"] = checksum(array)
+    path.write_text(json.dumps(meta))

@@ -11,6 +11,7 @@ from benchmarks.recording import validate_row
 from benchmarks.spectrum import PLANS, Finding, check_spectrum, check_survivors, finding_rows, run_rows
 from ibvit.analysis.records import Records, RunIdentity
 from ibvit.analysis.spectrum import Spectrum, spectrum
+from tests.analysis.constructed import changed
 
 
 def constructed(nats: list[float], accuracy: list[float], active: list[int]) -> Spectrum:
@@ -89,10 +90,10 @@ def test_survivors(spectrum_runs: list[Records], monkeypatch: pytest.MonkeyPatch
 
 def test_survivors_that_share_nothing(spectrum_runs: list[Records], monkeypatch: pytest.MonkeyPatch) -> None:
     other = spectrum_runs[2]
-    mu = np.load(other.run / "records" / "mu.npy", mmap_mode="r+")
-    mu[:, :, 5, 1] = 0
-    mu[:, :, :8, 1] = 3.0  # where in the image, not in which image
-    mu.flush()
+    with changed(other.run, "mu") as mu:
+        mu[:, :, 5, 1] = 0
+        mu[:, :, :8, 1] = 3.0  # where in the image, not in which image
+    spectrum_runs[2] = Records.open(other.run)
     assert survivors(spectrum_runs, [0.5, 0.6, 0.6, 0.8, 1.0], [-1.0, -2.0], monkeypatch) == [True, False]
 
 

@@ -1,5 +1,8 @@
 """Recording a run: what is kept, agreement with the model and with evaluation, interruption."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,11 @@ from ibvit import ops
 from ibvit.analysis import recorder
 from ibvit.analysis.images import open_data
 from ibvit.analysis.recorder import RecordOptions, write_records
-from ibvit.analysis.records import Records, RecordsError, RecordsWriter
+from ibvit.analysis.records import Records, RecordsError
+from ibvit.analysis.writer import RecordsWriter
 from ibvit.config import TrainConfig
 from ibvit.data.build import DataSpec
+from ibvit.files import InUseError
 from ibvit.models import load
 from ibvit.training import evaluation, train
 from ibvit.training.distributed import Processes
@@ -132,7 +137,7 @@ def test_row_i_is_image_i_whatever_was_shown(folder_run: Path, broken: list[int]
     for position in broken:
         val_file(folder_run, position).write_bytes(b"")
     (folder_run / "records" / "records.json").unlink()
-    records = write_records(folder_run, options)
+    records = write_records(folder_run, options, accept_changed_data=True)
     shown = np.arange(20)
     shown[broken] = (shown[broken] + 1) % 20
     assert records.index.tolist() == shown.tolist()
@@ -147,6 +152,39 @@ def test_row_i_is_image_i_whatever_was_shown(folder_run: Path, broken: list[int]
     labels = torch.as_tensor(np.array(records.labels))
     ce = [torch.nn.functional.cross_entropy(torch.as_tensor(np.array(logits)), labels) for logits in records.logits]
     assert measured.ce == pytest.approx(float(torch.stack(ce).mean()), rel=1e-5)
+
+
+def test_records_that_hold_more_than_is_asked_for_are_kept(folder_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    full = RecordOptions(passes=2, heads="all", attention=True)
+    times = {path: path.stat().st_mtime_ns for path in write_records(folder_run, full).run.glob("records/*.npy")}
+    again = write_records(folder_run, RecordOptions(passes=2))
+    assert again.meta["options"]["attention"]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert "holds more than is asked for, and is kept" in caplog.text
+    write_records(folder_run, RecordOptions(passes=2, seed=1))
+    assert re.search(r"records is recorded anew \(what differs: options\)", caplog.text)
+
+
+def test_a_flipped_bit_in_records_is_noticed(folder_run: Path) -> None:
+    path = write_records(folder_run, RecordOptions(passes=2)).run / "records" / "kl.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(RecordsError, match=r"kl\.npy is damaged: its checksum differs"):
+        Records.open(folder_run)
+
+
+def test_one_process_records_at_a_time(folder_run: Path) -> None:
+    (folder_run / "records").mkdir()
+    script = "import sys, time; from pathlib import Path; from ibvit.files import lock\n"
+    script += "with lock(Path(sys.argv[1]), '.lock', 'run'): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", script, str(folder_run / "records")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InUseError, match=f"run: .*records is in use by process {holder.pid} on "):
+            write_records(folder_run, RecordOptions(passes=2))
+        holder.kill()
 
 
 def test_images_that_change_while_they_are_recorded(folder_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

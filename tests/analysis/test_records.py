@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ibvit.analysis.records import Records, RecordsError, RecordsWriter, open_runs, sha256
+from ibvit.analysis.records import Records, RecordsError, open_runs, sha256
+from ibvit.analysis.writer import RecordsWriter
 from ibvit.data.files.room import NoRoomError, free_bytes
-from ibvit.models.weights import save_weights
+from ibvit.models.storage import save_weights
 from tests.analysis.constructed import IMAGES, PATCHES
 from tests.data import small_disk as disk
 

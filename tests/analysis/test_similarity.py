@@ -5,6 +5,7 @@ import pytest
 
 from ibvit.analysis.records import Records, RecordsError
 from ibvit.analysis.similarity import Similarity, similarity
+from tests.analysis.constructed import changed
 
 
 def test_the_same_message_in_another_head_is_recognised(spectrum_runs: list[Records], tmp_path) -> None:
@@ -20,13 +21,11 @@ def test_the_same_message_in_another_head_is_recognised(spectrum_runs: list[Reco
 
 def test_unrelated_heads_share_nothing(make_run) -> None:
     folder = make_run("run", "ib", active={"0.0": 1.0, "1.1": 1.0})
-    records = Records.open(folder)
-    mu = np.load(folder / "records" / "mu.npy", mmap_mode="r+")
-    mu[:, :, 5, 1] = 0
-    mu[0, :, :8, 1] = 3.0  # one head tells the upper half of the image from the lower one,
-    mu[1, :, ::2, 1] = 3.0  # the other the even columns from the odd ones
-    mu.flush()
-    result = similarity([records])
+    with changed(folder, "mu") as mu:
+        mu[:, :, 5, 1] = 0
+        mu[0, :, :8, 1] = 3.0  # one head tells the upper half of the image from the lower one,
+        mu[1, :, ::2, 1] = 3.0  # the other the even columns from the odd ones
+    result = similarity([Records.open(folder)])
     assert result.nmi[0, 1] == pytest.approx(0.0, abs=5e-3)
 
 
@@ -38,11 +37,9 @@ def test_what_a_whisper_shares_is_not_a_number(make_run) -> None:
     """Messages of little information in noise: no affordable number of draws tells what they share, and none is made
     up; nor does the search for one go on for hours."""
     folder = make_run("run", "ib", active={"0.0": 1.0, "1.1": 1.0})
-    records = Records.open(folder)
-    mu = np.load(folder / "records" / "mu.npy", mmap_mode="r+")
-    mu[:] = 0.02 * np.random.default_rng(0).normal(size=mu.shape)
-    mu.flush()
-    result = similarity([records], samples=1024)
+    with changed(folder, "mu") as mu:
+        mu[:] = 0.02 * np.random.default_rng(0).normal(size=mu.shape)
+    result = similarity([Records.open(folder)], samples=1024)
     assert np.isnan(result.nmi[0, 1])
     assert result.nmi[0, 0] == 1.0
 

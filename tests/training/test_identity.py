@@ -17,7 +17,7 @@ from ibvit.analysis.recorder import write_records
 from ibvit.config import TrainConfig
 from ibvit.errors import CheckpointError
 from ibvit.files import InUseError, lock
-from ibvit.models.weights import read_facts
+from ibvit.models.storage import read_facts
 from ibvit.run_folder import read_config, read_metrics
 from ibvit.training import train
 from ibvit.training.checkpoint import read_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ibvit.models.weights import fingerprint, read_facts, read_weights, save_weights
+from ibvit.models.storage import fingerprint, read_facts, read_weights, save_weights
 
 STATE = {"w": torch.arange(600, dtype=torch.float32), "b": torch.ones(3, dtype=torch.bfloat16), "n": torch.tensor(2)}
 
