@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -26,10 +27,10 @@ ACTIVE_NATS = 1e-2
 """A head (or latent dimension) is *active* if it spends more than this on at least one patch (paper, §4.2)."""
 
 
-def _check_kl(kl: Any) -> None:
+def _check_kl(kl: Any, at_least: int = 0) -> None:
     arguments.tensor("kl", kl)
-    if kl.ndim != 4:
-        raise ValueError(f"kl: expected [B, L, H, N], got {list(kl.shape)}")
+    if kl.ndim != 4 or kl.numel() < at_least:
+        raise ValueError(f"kl: expected [B, L, H, N], at least {at_least} numbers, got {list(kl.shape)}")
 
 
 class Channels(NamedTuple):
@@ -81,7 +82,7 @@ def bits(nats: float) -> float:
         >>> round(bits(math.log(2)), 12)
         1.0
     """
-    if isinstance(nats, bool) or not isinstance(nats, int | float):
+    if isinstance(nats, bool) or not isinstance(nats, Real):
         raise TypeError(f"nats: expected a number, got {arguments.shown(nats)}")
     return nats / math.log(2)
 
@@ -115,7 +116,7 @@ def per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
 
 def active_heads(kl: Tensor, threshold: float = ACTIVE_NATS) -> Tensor:
     """Which heads spend more than ``threshold`` nats on at least one patch, bool ``[L, H]`` (Fig. 3)."""
-    _check_kl(kl)
+    _check_kl(kl, at_least=1)
     arguments.number("threshold", threshold)
     return kl.amax(dim=(0, 3)) > threshold
 
@@ -173,7 +174,7 @@ class KLMeter:
         self._tokens = 0
 
     def update(self, kl: Tensor) -> None:
-        _check_kl(kl)
+        _check_kl(kl, at_least=1)
         total, peak = kl.sum(dim=(0, 3), dtype=torch.float64), kl.amax(dim=(0, 3)).double()
         self._total = total if self._total is None else self._total + total
         self._peak = peak if self._peak is None else torch.maximum(self._peak, peak)
