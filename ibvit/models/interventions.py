@@ -134,11 +134,11 @@ def replace(model: nn.Module, head: str, *, z: Tensor) -> Iterator[None]:
     core = _require_bottlenecks(unwrap(model))
     block, index = parse_head(head, core.num_blocks, core.num_heads)
     arguments.tensor("z", z)
+    arguments.with_values("z", z)
     tokens, latents = core.channels.tokens, core.latent_dim
     fits = all(size in (1, whole) for size, whole in zip(z.shape[::-1], (latents, tokens), strict=False))
-    if z.ndim > 3 or not fits or z.is_meta != core.noise_key.is_meta:
-        expected = f"a tensor with values that broadcasts to [B, {tokens}, {latents}]"
-        raise ValueError(f"z: expected {expected}, got {list(z.shape)} on {z.device}")
+    if z.ndim > 3 or not fits:
+        raise ValueError(f"z: expected a tensor that broadcasts to [B, {tokens}, {latents}], got {list(z.shape)}")
     attention = core.attentions[block]
     probe = _probe(attention)
     with _probing(attention, with_changes(probe, z={**probe.z, index: z})):

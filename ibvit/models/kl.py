@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -82,8 +81,8 @@ def bits(nats: float) -> float:
         >>> round(bits(math.log(2)), 12)
         1.0
     """
-    if isinstance(nats, bool) or not isinstance(nats, Real):
-        raise TypeError(f"nats: expected a number, got {arguments.shown(nats)}")
+    if not isinstance(nats, float):  # which may be infinite or NaN
+        arguments.number("nats", nats)
     return nats / math.log(2)
 
 
@@ -111,6 +110,8 @@ def per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
     arguments.tensor("logvar", logvar)
     if mu.ndim < 1 or mu.shape != logvar.shape:
         raise ValueError(f"mu, logvar: expected [..., r] each, got {list(mu.shape)} and {list(logvar.shape)}")
+    if mu.device != logvar.device:
+        raise ValueError(f"logvar: expected on mu's device {mu.device}, got {logvar.device}")
     return 0.5 * (torch.exp(logvar) + mu.square() - 1 - logvar)
 
 
@@ -142,6 +143,7 @@ def head_names(active: Tensor) -> list[str]:
         ['0.1', '1.0']
     """
     arguments.tensor("active", active, (torch.bool,))
+    arguments.with_values("active", active)
     if active.ndim != 2:
         raise ValueError(f"active: expected [L, H], got {list(active.shape)}")
     return [f"{block}.{head}" for block, head in active.nonzero().tolist()]
@@ -200,20 +202,22 @@ class KLMeter:
         )
 
 
-def parse_head(name: str, blocks: int, heads: int) -> tuple[int, int]:
+def parse_head(head: str, blocks: int, heads: int) -> tuple[int, int]:
     """ "11.0" → (11, 0).
 
     Raises:
-        ValueError: not of the form block.head, or no such head.
+        TypeError, ValueError: not of the form block.head, or no such head.
 
     Example:
         >>> parse_head("11.0", blocks=12, heads=3)
         (11, 0)
     """
-    found = _HEAD.fullmatch(name) if isinstance(name, str) else None
+    arguments.whole("blocks", blocks, 1)
+    arguments.whole("heads", heads, 1)
+    found = _HEAD.fullmatch(head) if isinstance(head, str) else None
     if found is None or int(found[1]) >= blocks or int(found[2]) >= heads:
         expected = f"'block.head' with block < {blocks} and head < {heads}"
-        raise ValueError(f"head: expected {expected}, got {arguments.shown(name)}")
+        raise ValueError(f"head: expected {expected}, got {arguments.shown(head)}")
     return int(found[1]), int(found[2])
 
 
@@ -223,6 +227,7 @@ _HEAD = re.compile(r"(\d{1,6})\.(\d{1,6})", re.ASCII)
 def parse_heads(names: Sequence[str], blocks: int, heads: int) -> dict[int, list[int]]:
     """Heads by block: ["11.0", "11.2"] → {11: [0, 2]}."""
     arguments.names("heads", names)
+    arguments.whole("blocks", blocks, 1)
     by_block: dict[int, list[int]] = {}
     for name in names:
         block, head = parse_head(name, blocks, heads)

@@ -193,10 +193,9 @@ def check_tensors(source: Source) -> None:
             raise TypeError(f"{source.label}: expected tensors by name, got the name {arguments.shown(name)}")
         try:
             arguments.tensor(name, value)
-        except TypeError as error:
+            arguments.with_values(name, value)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{source.label}: {error}") from None
-        if value.is_meta:
-            raise ValueError(f"{source.label}: {name}: expected values, got a meta tensor, which has none")
 
 
 def shape_of(tensor: Tensor | None) -> str:

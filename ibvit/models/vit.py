@@ -42,6 +42,8 @@ class Block(nn.Module):
         super().__init__()
         if not isinstance(source, timm_vit.Block):
             raise TypeError(f"source: expected a timm Block, got {arguments.shown(source)}")
+        if not (attention is None or isinstance(attention, Attention)):
+            raise TypeError(f"attention: expected the block's Attention or None, got {arguments.shown(attention)}")
         self.attn = attention
         if attention is not None:
             self.norm1, self.ls1, self.drop_path1 = source.norm1, source.ls1, source.drop_path1
@@ -137,6 +139,7 @@ class VisionTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
+        arguments.boolean("enable", enable)
         self.grad_checkpointing = enable
 
     def forward_features(self, images: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -82,6 +82,7 @@ def load_weights(model: VisionTransformer, path: str | Path, *, grid: Grid | Non
         >>> loaded.left_out, loaded.new
         (('head.bias', 'head.weight'), ('head.bias', 'head.weight'))
     """
+    _check_target(model, grid)
     return load_source(model, read_source(path, "path"), grid)
 
 
@@ -120,10 +121,7 @@ def _heads(source: timm_vit.VisionTransformer) -> int:
 @torch.no_grad()
 def load_source(model: VisionTransformer, source: Source, grid: Grid | None = None) -> Loaded:
     """See :func:`load_backbone`; a `grid` from the caller goes before the one that the source knows."""
-    if not isinstance(model, VisionTransformer):
-        raise TypeError(f"model: expected an ibvit VisionTransformer, got {type(model).__name__}")
-    if grid is not None:
-        grid = _checked_grid(grid)
+    _check_target(model, grid)
     check_tensors(source)
     own, state = model.state_dict(), dict(source.state)
     changed: list[str] = []
@@ -131,7 +129,7 @@ def load_source(model: VisionTransformer, source: Source, grid: Grid | None = No
     _check_blocks(model, source)
 
     if POSITIONS in state and POSITIONS in own and state[POSITIONS].ndim == 3:
-        grid = grid or source.grid
+        grid = source.grid if grid is None else (grid[0], grid[1])
         if grid is None:
             raise ValueError(_cannot_tell(source))
         if math.prod(grid) not in possible_patches(source.state):
@@ -171,11 +169,15 @@ def load_source(model: VisionTransformer, source: Source, grid: Grid | None = No
     return loaded
 
 
-def _checked_grid(grid: Any) -> Grid:
+def _check_target(model: Any, grid: Any) -> None:
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(f"model: expected an ibvit VisionTransformer, got {type(model).__name__}")
+    if grid is None:
+        return
     if not isinstance(grid, tuple | list) or len(grid) != 2:
         raise TypeError(f"grid: expected (rows, columns) of patches, got {arguments.shown(grid)}")
-    rows, columns = (arguments.whole("grid", size, 1, 1 << 16) for size in grid)
-    return rows, columns
+    for size in grid:
+        arguments.whole("grid", size, 1, 1 << 16)
 
 
 def _check_blocks(model: VisionTransformer, source: Source) -> None:

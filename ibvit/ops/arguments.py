@@ -96,5 +96,11 @@ def tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOATS) -> Non
         raise TypeError(f"{name}: expected {', '.join(map(_short, dtypes))}, got {_short(value.dtype)}")
 
 
+def with_values(name: str, value: Tensor) -> None:
+    """A tensor that is not on the meta device."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected a tensor with values, got one on meta")
+
+
 def _short(name: torch.dtype | torch.layout) -> str:
     return str(name).removeprefix("torch.")
