@@ -12,6 +12,8 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INT64 = (-(1 << 63), (1 << 63) - 1)
+_WHOLE = (int, np.integer)  # tuples by name: torch.compile of torch 2.6 knows no `int | np.integer`
+_NUMBER = (*_WHOLE, float, np.floating)
 _LONGEST = 80  # characters of a value in a message
 
 
@@ -44,7 +46,7 @@ def shown(value: object) -> str:
 
 def whole(name: str, value: Any, low: int, high: int = INT64[1]) -> int:
     """A whole number in [low, high]; Python's or numpy's, and no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if isinstance(value, bool) or not isinstance(value, _WHOLE):
         raise TypeError(f"{name}: expected a whole number, got {shown(value)}")
     converted = int(value)
     if converted < low:
@@ -56,7 +58,7 @@ def whole(name: str, value: Any, low: int, high: int = INT64[1]) -> int:
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]; Python's or numpy's, and no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, _NUMBER):
         raise TypeError(f"{name}: expected a number, got {shown(value)}")
     try:
         converted = float(value)
