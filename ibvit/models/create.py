@@ -60,11 +60,11 @@ def create_model(
         raise TypeError(f"pretrained: expected True, False or a path, got {arguments.shown(pretrained)}")
     model = build(name, attention, latent_dim, hidden_dim, impl, **timm_args)
     if pretrained is True:
-        model.loaded = load_backbone(model, _download(name))
+        load_backbone(model, _download(name))
     elif pretrained is not False:
         known = timm.get_pretrained_cfg(name)
         size = known.input_size[-2:] if known is not None else None
-        model.loaded = load_source(model, read_source(pretrained, "pretrained", size))
+        load_source(model, read_source(pretrained, "pretrained", size))
     return model
 
 

@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
         attention: ``"ib"``, ``"full"`` or ``"none"``.
         num_blocks, num_heads, latent_dim: L, H, r (``latent_dim`` is 0 without bottlenecks).
         grid_size, patch_size: patches (rows, columns) of an image; pixels (height, width) of a patch.
-        loaded: what `create_model` took from a checkpoint, None without one.
+        loaded: what was last taken from a checkpoint to start from, None without one.
     """
 
     noise_key: Tensor

@@ -69,7 +69,11 @@ def load_weights(model: VisionTransformer, path: str | Path, *, grid: Grid | Non
         grid: (rows, columns) of the source's patches. It is known of a run folder, and of a file with timm's or our
             ``config.json`` beside it.
 
+    Returns:
+        what was taken, changed, left out and is new; also ``model.loaded``, and one line of the log.
+
     Raises:
+        TypeError: an argument is of another type.
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, its grid cannot be told, or it does not fit the model; then nothing is loaded.
 
@@ -93,8 +97,8 @@ def load_backbone(
 
     Bottlenecks are loaded too if the source has them, and keep their initialisation if not. The position embedding and
     the patch embedding are resampled to the model's grid. Left out, and named, are a class token and registers with
-    their positions, a head for other classes, and what the model's kind of attention has no place for. Everything is
-    said in one line of the log.
+    their positions, a head for other classes, and what the model's kind of attention has no place for. Tensors alone do
+    not tell the number of heads: it is compared where the source is a model or a run folder.
 
     Args:
         source: the model, or its tensors by name.
@@ -165,6 +169,7 @@ def load_source(model: VisionTransformer, source: Source, grid: Grid | None = No
     _check_fit(own, state, new, source.label)
     model.load_state_dict(state, strict=False)
     loaded = Loaded(source.label, tuple(sorted(state)), tuple(changed), tuple(sorted(left_out)), tuple(sorted(new)))
+    model.loaded = loaded
     logging.getLogger("ibvit").info("weights: %s", loaded)
     return loaded
 

@@ -171,6 +171,7 @@ def test_registers_and_class_token_are_named(caplog):
         loaded = load_backbone(model, original)
     assert loaded.left_out == ("cls_token", "head.bias", "head.weight", "reg_token")
     assert caplog.messages == [f"weights: {loaded}"]
+    assert model.loaded == loaded
     assert str(loaded) == (
         "33 of 51 tensors from source; left out: cls_token, head.bias, head.weight, reg_token; new: "
         + ", ".join(f"blocks.*.attn.{kind}{i}" for kind in "bw" for i in (1, 2, 3, 4))
