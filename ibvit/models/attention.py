@@ -69,7 +69,7 @@ class Attention(nn.Module):
             self.probe.record("hook_pattern", logits.softmax(dim=-1))
         dropout = self.attn_drop.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return self.norm(y.transpose(1, 2).reshape(batch, tokens, -1))
+        return self.norm(y.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Update ``[B, N, C]`` and no KL: that of a deterministic write is infinite."""

@@ -186,6 +186,16 @@ def test_keys_are_checked_on_every_path(images):
                 model(images, key=key)
 
 
+@pytest.mark.parametrize("attention", ["ib", "full", "none"])
+def test_no_images_give_no_logits(attention, images):
+    model = small(attention).eval()
+    assert model(images[:0]).shape == (0, 5)
+    assert model.patch_logits(images[:0]).shape == (0, 16, 5)
+    logits, cache = ibvit.run_with_cache(model, images[:0])
+    assert logits.shape == (0, 5)
+    assert all(len(value) == 0 for value in cache.values())
+
+
 def test_half_precision_models_and_autocast(images):
     assert small(impl="reference").bfloat16()(images.bfloat16()).dtype is torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
