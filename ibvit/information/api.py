@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ibvit.information import estimation
+from ibvit.information import arguments, estimation
 from ibvit.information.backends import Impl
 from ibvit.information.channel import Array, Channel, make_channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
@@ -33,7 +33,7 @@ def mutual_information(
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
-        RuntimeError: an explicit `impl` is not available here; the message says why.
+        UnavailableError: an explicit `impl` is not available here; the message says why.
 
     Example:
         >>> import numpy as np
@@ -68,7 +68,7 @@ def nmi(
         samples, …, threads: see `Options`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in `mutual_information`.
+        TypeError, ValueError, UnavailableError: as in `mutual_information`.
 
     Example:
         >>> import numpy as np
@@ -107,7 +107,7 @@ def nmi_matrix(
             the rest are sampled together.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in `mutual_information`.
+        TypeError, ValueError, UnavailableError: as in `mutual_information`.
 
     Example:
         >>> import numpy as np
@@ -118,6 +118,9 @@ def nmi_matrix(
         ((3, 3), True)
     """
     options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
+    for name, given in (("channels", channels), ("others", others)):
+        if not isinstance(given, list | tuple) and not (name == "others" and given is None):
+            raise TypeError(f"{name}: expected a list of pairs (mu, logvar), got {arguments.shown(given)}")
     named = {f"channels[{i}]": parameters for i, parameters in enumerate(channels)}
     if not named or (others is not None and not len(others)):
         raise ValueError(f"{'others' if named else 'channels'}: expected at least one channel, got none")
@@ -132,7 +135,7 @@ def _make_channels(named: dict[str, Parameters], options: Options) -> list[Chann
     made: list[Channel] = []
     for name, parameters in named.items():
         if not (isinstance(parameters, tuple | list) and len(parameters) == 2):
-            raise TypeError(f"{name}: expected a pair (mu, logvar), got {type(parameters).__name__}")
+            raise TypeError(f"{name}: expected a pair (mu, logvar), got {arguments.shown(parameters)}")
         channel = make_channel(*parameters, options.idle_budget, name)
         if made and channel.components != made[0].components:
             raise ValueError(f"{name}: expected {made[0].components} inputs like the others, got {channel.components}")

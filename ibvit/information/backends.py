@@ -19,6 +19,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from ibvit.errors import UnavailableError
+from ibvit.information import arguments
 from ibvit.information.channel import Channel
 
 Impl = Literal["auto", "native", "triton", "torch"]
@@ -63,10 +65,9 @@ def open_mixture(channels: Sequence[Channel], impl: Impl = "auto", threads: int 
 
     Raises:
         ValueError: no such backend, or not for tensors on this device.
-        RuntimeError: the backend is not available here; the message says why.
+        UnavailableError: the backend is not available here; the message says why.
     """
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
+    arguments.choice("impl", impl, get_args(Impl))
     device = channels[0].mu.device.type
     if impl == "auto":
         impl = _best(device)
@@ -76,7 +77,7 @@ def open_mixture(channels: Sequence[Channel], impl: Impl = "auto", threads: int 
     if device != wanted:
         raise ValueError(f"impl: {impl!r} takes {wanted} tensors, got tensors on {device}")
     if (reason := why_missing(impl)) is not None:
-        raise RuntimeError(f"impl: {impl!r} is not available: {reason}")
+        raise UnavailableError(f"impl: {impl!r} is not available: {reason}")
     return NativeMixture(channels, threads) if impl == "native" else TritonMixture(channels)
 
 

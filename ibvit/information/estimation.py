@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibvit.information import quadrature
+from ibvit.information import arguments, quadrature
 from ibvit.information.backends import Impl, open_mixture
 from ibvit.information.channel import Channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
@@ -24,6 +24,9 @@ Method = Literal["auto", "mc", "stratified", "quadrature"]
 BATCHES = 128  # independent repetitions that an error comes from: enough for ±1.96 standard errors to mean 95 %
 PILOT_BATCHES, PILOT_DRAWS = 32, 128  # to learn how far off the tolerance is
 MAX_SAMPLES = 20_000_000  # where the search for a tolerance gives up: the paper's number
+MOST_SAMPLES, MOST_THREADS = 10**10, 4096  # that can be asked for
+LARGEST_EXCESS = 1e12  # of an error over its tolerance: more asks for MAX_SAMPLES all the same
+SMALLEST_TOLERANCE = 1e-12  # far below what MAX_SAMPLES reach
 Reduce = Callable[[Replicates], tuple[Tensor, Tensor]]
 
 
@@ -43,7 +46,7 @@ class Options:
         threads: of the CPU library; None: as many as torch uses.
 
     Raises:
-        ValueError: an option out of range; the message names it.
+        TypeError, ValueError: an option of another type, or out of range; the message names it.
 
     Example:
         >>> Options(tolerance=1e-2).samples is None
@@ -59,18 +62,15 @@ class Options:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {self.method!r}")
-        if self.impl not in get_args(Impl):
-            raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {self.impl!r}")
-        if self.samples is not None and self.samples < 2:
-            raise ValueError(f"samples: expected at least 2, got {self.samples}")
-        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise ValueError(f"tolerance: expected a positive number, got {self.tolerance}")
-        if not (math.isfinite(self.idle_nats) and self.idle_nats >= 0):
-            raise ValueError(f"idle_nats: expected a number of at least 0, got {self.idle_nats}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {self.threads}")
+        arguments.choice("method", self.method, get_args(Method))
+        arguments.choice("impl", self.impl, get_args(Impl))
+        arguments.whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
+        arguments.number("tolerance", self.tolerance, SMALLEST_TOLERANCE)
+        arguments.number("idle_nats", self.idle_nats, 0)
+        if self.samples is not None:
+            arguments.whole("samples", self.samples, 2, MOST_SAMPLES)
+        if self.threads is not None:
+            arguments.whole("threads", self.threads, 1, MOST_THREADS)
 
     @property
     def idle_budget(self) -> float:
@@ -211,7 +211,7 @@ def _sample(
     sampler.extend(batches, PILOT_BATCHES, PILOT_DRAWS, stage=0, name=f"{name}, pilot")
     value, stderr = reduce(batches.replicates())
     size = 0
-    while (excess := _largest(stderr) / options.tolerance) > 1:
+    while (excess := min(_largest(stderr) / options.tolerance, LARGEST_EXCESS)) > 1:
         wanted = batches.samples * excess**2
         if batches.samples >= MAX_SAMPLES:
             message = "%s: stopped at %d samples with a standard error of %.2g, above the tolerance of %.2g"
@@ -222,7 +222,8 @@ def _sample(
             size = math.ceil(1.1 * min(wanted, MAX_SAMPLES) / BATCHES)
             batches, count = sampler.empty(), BATCHES
         else:
-            count = max(4, math.ceil(batches.count * (excess**2 - 1)))
+            most = math.ceil(MAX_SAMPLES / size)
+            count = max(4, min(most, math.ceil(batches.count * (excess**2 - 1))))
         sampler.extend(batches, count, size, stage=1, name=name)
         value, stderr = reduce(batches.replicates())
     return value, stderr, batches

@@ -69,7 +69,7 @@ class Attention(nn.Module):
             self.probe.record("hook_pattern", logits.softmax(dim=-1))
         dropout = self.attn_drop.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return self.norm(y.transpose(1, 2).reshape(batch, tokens, -1))
+        return self.norm(y.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Update ``[B, N, C]`` and no KL: that of a deterministic write is infinite."""
@@ -157,6 +157,10 @@ class BottleneckAttention(Attention):
         if probe.z:
             z = z.clone()
             for head, value in probe.z.items():
+                if value.ndim == 3 and value.shape[0] not in (1, len(z)):
+                    raise ValueError(f"z: expected a batch of {len(z)} images like the model's, got {len(value)}")
+                if value.ndim > 1 and value.shape[-2] not in (1, z.shape[2]):
+                    raise ValueError(f"z: expected {z.shape[2]} tokens like the model's, got {value.shape[-2]}")
                 z[:, head] = value.to(z)
         messages = _mask_heads(reference.decode(z, self.params, y.dtype), probe.silent, axis=1)
         kl = _mask_heads(reference.kl_to_prior(posterior), probe.silent, axis=1)

@@ -1,25 +1,24 @@
-"""Build models by timm name, start them from timm weights, save and load them."""
+"""Build models by timm name, start them from weights, save and load them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import timm
-import timm.models.vision_transformer as timm_vit
-import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models import register_model
-from torch import Tensor
+from torch import nn
 
 from ibvit import ops, run_folder
+from ibvit.errors import UnavailableError
 from ibvit.kinds import KindName
-from ibvit.models.storage import read_weights, save_weights
+from ibvit.models.build import build
+from ibvit.models.sources import as_path, read_run, read_source
+from ibvit.models.storage import save_weights
 from ibvit.models.vit import VisionTransformer
-
-_POOLING: dict[str, Any] = {"class_token": False, "reg_tokens": 0, "global_pool": "avg", "fc_norm": False}
+from ibvit.models.weights import load_backbone, load_source
+from ibvit.ops import arguments
 
 
 def create_model(
@@ -42,139 +41,76 @@ def create_model(
         latent_dim: r, dimensions of each head's latent.
         hidden_dim: h, width of each head's encoder and decoder.
         impl: which implementation of the bottleneck runs, see :func:`ibvit.ops.bottleneck_write`.
-        pretrained: start the backbone from a timm checkpoint: a file, or True for the one that timm downloads.
-        timm_args: passed to ``timm.create_model``: ``num_classes``, ``img_size``, ``patch_size``, ``depth``, …
+        pretrained: start from these weights: a timm checkpoint file, a run folder or its ``model.safetensors``
+            (bottlenecks included), or True for the checkpoint that timm downloads. See
+            :func:`ibvit.models.load_weights`; ``model.loaded`` says what was taken, changed, left out and is new.
+        timm_args: ``num_classes``, ``img_size``, ``patch_size``, ``depth`` and other arguments of timm's
+            ``VisionTransformer``; :mod:`ibvit.models.architecture` lists them.
 
     Raises:
-        ValueError: an unknown name or kind, or a model that is not a plain ``VisionTransformer``.
+        TypeError, ValueError: an unknown name or argument, a value out of range, a model that is not a plain
+            ``VisionTransformer``, or weights that do not fit.
+        FileNotFoundError: there is no such file of weights.
+        UnavailableError: timm cannot get the weights of this model here.
 
     Example:
         >>> model = create_model("vit_tiny_patch16_224", num_classes=100)
         >>> sum(p.numel() for p in model.parameters())
         6068644
     """
-    if attention not in get_args(KindName):
-        raise ValueError(f"attention: expected one of {', '.join(get_args(KindName))}, got {attention!r}")
-    for argument, size in (("latent_dim", latent_dim), ("hidden_dim", hidden_dim)):
-        if size < 1:
-            raise ValueError(f"{argument}: expected at least 1, got {size}")
-    if not timm.is_model(name):
-        raise ValueError(f"name: expected the name of a timm model (timm.list_models('vit_*')), got {name!r}")
-    try:
-        source = timm.create_model(name, **_POOLING, **timm_args)
-    except TypeError as error:  # not a ViT, or an argument that a ViT does not have
-        raise ValueError(
-            f"name: timm cannot build {name!r} as a VisionTransformer with these arguments: {error}"
-        ) from error
-    if (
-        not isinstance(source, timm_vit.VisionTransformer)
-        or type(source.patch_embed) is not PatchEmbed
-        or any(type(block) is not timm_vit.Block or type(block.attn) is not TimmAttention for block in source.blocks)
-    ):
-        raise ValueError(
-            f"name: expected a timm VisionTransformer of plain PatchEmbed, Block and Attention layers, got {name!r}"
-        )
-    model = VisionTransformer(source, attention, latent_dim, hidden_dim, impl)
+    if not isinstance(pretrained, bool | str | Path):
+        raise TypeError(f"pretrained: expected True, False or a path, got {arguments.shown(pretrained)}")
+    model = build(name, attention, latent_dim, hidden_dim, impl, **timm_args)
     if pretrained is True:
-        load_backbone(model, timm.create_model(name, pretrained=True).state_dict())
-    elif pretrained:
-        load_backbone(model, read_state_dict(Path(pretrained)))
+        load_backbone(model, _download(name))
+    elif pretrained is not False:
+        known = timm.get_pretrained_cfg(name)
+        size = known.input_size[-2:] if known is not None else None
+        load_source(model, read_source(pretrained, "pretrained", size))
     return model
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint file (.safetensors, or a torch file, which is read without running any code in it).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, or holds anything but tensors and plain containers.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: no file {path}")
+def _download(name: str) -> nn.Module:
+    """timm's model of this name with its pretrained weights."""
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"checkpoint: {path} is damaged or not a checkpoint of tensors ({error})") from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"checkpoint: expected a dictionary of tensors in {path}")
-    return content
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # no weights, no network, no space: everyone on the way has errors of their own
+        reason = arguments.one_line(error)
+        raise UnavailableError(f"pretrained: timm cannot get the weights of {name!r}: {reason}") from error
 
 
-@torch.no_grad()
-def load_backbone(model: VisionTransformer, state: dict[str, Tensor]) -> None:
-    """Load a plain timm ViT's state dict: what the kinds share is taken, the bottlenecks keep their initialisation.
-
-    A class token and its position are left out; the position embedding and the patch embedding are resampled to the
-    model's grid; a head for other classes is left out.
-
-    Raises:
-        ValueError: a backbone tensor is missing or has another shape.
-    """
-    own = model.state_dict()
-    state = dict(state)
-    if "pos_embed" in state and "pos_embed" in own:
-        prefix = state["pos_embed"].shape[1] - _square_below(state["pos_embed"].shape[1])
-        prefix = prefix if "cls_token" in state or "reg_token" in state else 0
-        pos_embed = state["pos_embed"][:, prefix:]
-        if pos_embed.shape[1] != own["pos_embed"].shape[1]:
-            pos_embed = resample_abs_pos_embed(pos_embed, new_size=list(model.grid_size), num_prefix_tokens=0)
-        state["pos_embed"] = pos_embed
-    if "patch_embed.proj.weight" in state:
-        weight = state["patch_embed.proj.weight"]
-        if tuple(weight.shape[-2:]) != model.patch_size:
-            state["patch_embed.proj.weight"] = resample_patch_embed(weight, list(model.patch_size))
-    if "fc_norm.weight" in state:  # timm's average-pooled models keep the final norm under this name
-        state.update({f"norm.{part}": state[f"fc_norm.{part}"] for part in ("weight", "bias")})
-    if "head.weight" in state and state["head.weight"].shape != own["head.weight"].shape:
-        del state["head.weight"], state["head.bias"]
-
-    bottleneck = {name for name in own if name.split(".")[-1] in ops.BottleneckParams._fields}
-    wanted = set(own) - bottleneck - ({"head.weight", "head.bias"} - set(state))
-    for name in sorted(wanted):
-        if name not in state:
-            raise ValueError(f"state: expected the tensor {name}, which a timm ViT of this shape has; it is missing")
-        if state[name].shape != own[name].shape:
-            raise ValueError(f"state: expected {name} {list(own[name].shape)}, got {list(state[name].shape)}")
-    model.load_state_dict({name: state[name] for name in state if name in own}, strict=False)
-
-
-def _square_below(count: int) -> int:
-    return int(count**0.5) ** 2
-
-
-def save_model(model: VisionTransformer, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
+def save_model(model: VisionTransformer, directory: str | Path, facts: Mapping[str, Any] | None = None) -> None:
     """Write the weights to ``model.safetensors`` (the run's ``config.json`` beside it tells how to build the model).
 
     Args:
-        facts: what else the file's header says.
+        facts: what else the file's header says, as JSON can hold it.
+
+    Raises:
+        TypeError: not a model of ours, or not a path.
+        FileNotFoundError: there is no such folder.
     """
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(f"model: expected an ibvit VisionTransformer, got {type(model).__name__}")
+    directory = as_path(directory, "directory")
+    if not directory.is_dir():
+        raise FileNotFoundError(f"directory: expected a folder, found none at {directory}")
     save_weights(directory / run_folder.MODEL, model.state_dict(), facts or {})
 
 
 def load(directory: str | Path) -> VisionTransformer:
     """The model of a run folder, or of an exported ``model.safetensors`` + ``config.json``, in evaluation mode.
 
+    The configuration may ask for nothing but what :mod:`ibvit.models.architecture` lists, and neither file runs code.
+
     Raises:
+        TypeError: not a path.
         FileNotFoundError: the folder lacks one of the two files.
-        ValueError: a file is damaged, or the weights do not fit the configuration.
+        ValueError: a file is damaged, asks for what it may not, or the weights do not fit the configuration.
     """
-    directory = Path(directory)
-    spec = run_folder.read_config(directory, "directory")["architecture"]
-    weights = directory / run_folder.MODEL
-    if not weights.is_file():
-        raise FileNotFoundError(f"directory: expected a run folder with {weights.name}, found none in {directory}")
-    model = create_model(**spec)
-    try:
-        model.load_state_dict(read_weights(weights)[0])
-    except RuntimeError as error:
-        raise ValueError(f"directory: {weights} does not fit {directory / run_folder.CONFIG}: {error}") from error
+    directory = as_path(directory, "directory")
+    run = read_run(directory, "directory")
+    model = build(**run.architecture)
+    model.load_state_dict(run.weights)
     return model.eval()
 
 
@@ -192,6 +128,6 @@ def _register(size: str) -> None:
         globals()[name] = register_model(entrypoint)
 
 
-__all__ = ["create_model", "load", "load_backbone", "read_state_dict", "save_model"]
+__all__ = ["create_model", "load", "save_model"]
 for _size in ("tiny", "small", "base", "large"):
     _register(_size)

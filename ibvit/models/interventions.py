@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ibvit import ops
 from ibvit.models.attention import Attention, BottleneckAttention, Probe
-from ibvit.models.kl import parse_heads
+from ibvit.models.kl import parse_head, parse_heads
 from ibvit.models.vit import VisionTransformer
+from ibvit.ops import arguments
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ def noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
     Each forward pass inside moves on by one step, so batches get different noise.
 
+    Raises:
+        TypeError, ValueError: not a model of ours, or not a seed.
+
     Example:
         >>> import ibvit, torch
         >>> model = ibvit.create_model(depth=1, num_classes=10).eval()
@@ -69,9 +73,9 @@ def noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
         >>> torch.equal(first, again)
         True
     """
-    key = unwrap(model).noise_key
+    key, new = unwrap(model).noise_key, ops.noise_key(seed)
     previous = key.clone()
-    key.copy_(ops.noise_key(seed))
+    key.copy_(new)
     try:
         yield
     finally:
@@ -100,6 +104,7 @@ def silence(model: nn.Module, heads: Sequence[str]) -> Iterator[None]:
         heads: names "block.head", e.g. ``["11.0"]``. Works for ``ib`` and ``full``.
 
     Raises:
+        TypeError: not a list of names.
         ValueError: no such head.
     """
     core = unwrap(model)
@@ -119,15 +124,21 @@ def replace(model: nn.Module, head: str, *, z: Tensor) -> Iterator[None]:
 
     Args:
         head: name "block.head".
-        z: anything that broadcasts to ``[B, N, r]``.
+        z: anything that broadcasts to ``[B, N, r]``, floating-point.
 
     Raises:
-        ValueError: no such head, no bottlenecks, or a last axis that is not r.
+        TypeError: ``z`` is not such a tensor.
+        ValueError: no such head, no bottlenecks, or a shape that does not broadcast; a batch of another size is found
+            when the model runs.
     """
     core = _require_bottlenecks(unwrap(model))
-    ((block, (index,)),) = parse_heads([head], core.num_blocks, core.num_heads).items()
-    if z.ndim > 3 or (z.ndim > 0 and z.shape[-1] not in (1, core.latent_dim)):
-        raise ValueError(f"z: expected a tensor that broadcasts to [B, N, {core.latent_dim}], got {list(z.shape)}")
+    block, index = parse_head(head, core.num_blocks, core.num_heads)
+    arguments.tensor("z", z)
+    arguments.with_values("z", z)
+    tokens, latents = core.channels.tokens, core.latent_dim
+    fits = all(size in (1, whole) for size, whole in zip(z.shape[::-1], (latents, tokens), strict=False))
+    if z.ndim > 3 or not fits:
+        raise ValueError(f"z: expected a tensor that broadcasts to [B, {tokens}, {latents}], got {list(z.shape)}")
     attention = core.attentions[block]
     probe = _probe(attention)
     with _probing(attention, with_changes(probe, z={**probe.z, index: z})):
@@ -147,7 +158,8 @@ def run_with_cache(
             the patterns. A ``full`` model has ``hook_pattern`` and ``hook_update`` only.
 
     Raises:
-        ValueError: no such hook in this model.
+        TypeError: images or names of another type.
+        ValueError: images of another size or device, or no such hook in this model.
 
     Example:
         >>> import ibvit, torch
@@ -161,10 +173,11 @@ def run_with_cache(
     available = _hook_names(core)
     if names is None:
         names = [name for name in available if not name.endswith("hook_pattern")]
+    arguments.names("names", names)
     unknown = [name for name in names if name not in available]
     if unknown:
         shown = f"{available[0]} … {available[-1]}" if available else "none: this model has no attention"
-        raise ValueError(f"names: expected hooks of this model ({shown}), got {', '.join(unknown)}")
+        raise ValueError(f"names: expected hooks of this model ({shown}), got {arguments.one_line(', '.join(unknown))}")
     wanted: dict[int, list[str]] = {}
     for name in names:
         _, index, _, hook = name.split(".")

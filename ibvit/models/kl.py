@@ -9,17 +9,27 @@ the batch (``"sum"``). The two differ by the factor L·H·N.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from ibvit.ops import arguments
+
 Reduction = Literal["mean", "sum"]
+_REDUCTIONS = get_args(Reduction)
 _Reduce = Callable[[Tensor], Tensor]
 
 ACTIVE_NATS = 1e-2
 """A head (or latent dimension) is *active* if it spends more than this on at least one patch (paper, §4.2)."""
+
+
+def _check_kl(kl: Any, at_least: int = 0) -> None:
+    arguments.tensor("kl", kl)
+    if kl.ndim != 4 or kl.numel() < at_least:
+        raise ValueError(f"kl: expected [B, L, H, N], at least {at_least} numbers, got {list(kl.shape)}")
 
 
 class Channels(NamedTuple):
@@ -42,11 +52,9 @@ def penalty(kl: Tensor, reduction: Reduction) -> Tensor:
         >>> float(penalty(kl, "mean")), float(penalty(kl, "sum"))
         (1.0, 7056.0)
     """
-    if reduction == "mean":
-        return kl.mean()
-    if reduction == "sum":
-        return per_image(kl).mean()
-    raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    arguments.choice("reduction", reduction, _REDUCTIONS)
+    _check_kl(kl)
+    return kl.mean() if reduction == "mean" else per_image(kl).mean()
 
 
 def convert_beta(beta: float, channels: Channels, source: Reduction, target: Reduction) -> float:
@@ -56,6 +64,11 @@ def convert_beta(beta: float, channels: Channels, source: Reduction, target: Red
         >>> convert_beta(7056.0, Channels(blocks=12, heads=3, tokens=196), "mean", "sum")
         1.0
     """
+    arguments.number("beta", beta)
+    arguments.choice("source", source, _REDUCTIONS)
+    arguments.choice("target", target, _REDUCTIONS)
+    if not isinstance(channels, Channels):
+        raise TypeError(f"channels: expected Channels, got {arguments.shown(channels)}")
     if source == target:
         return beta
     return beta / channels.total if target == "sum" else beta * channels.total
@@ -68,31 +81,44 @@ def bits(nats: float) -> float:
         >>> round(bits(math.log(2)), 12)
         1.0
     """
+    if not isinstance(nats, float):  # which may be infinite or NaN
+        arguments.number("nats", nats)
     return nats / math.log(2)
 
 
 def per_image(kl: Tensor) -> Tensor:
     """Nats an image, ``[B]``: the sum over blocks, heads and tokens."""
+    _check_kl(kl)
     return kl.sum(dim=(1, 2, 3))
 
 
 def per_patch(kl: Tensor) -> Tensor:
     """Nats a patch, ``[B, N]``: the sum over blocks and heads (the maps of Fig. 2)."""
+    _check_kl(kl)
     return kl.sum(dim=(1, 2))
 
 
 def per_head(kl: Tensor) -> Tensor:
     """Mean nats a token of each head, ``[L, H]``."""
+    _check_kl(kl)
     return kl.mean(dim=(0, 3))
 
 
 def per_latent(mu: Tensor, logvar: Tensor) -> Tensor:
     """Nats of each latent dimension: the summands of the KL, in the shape of ``mu`` ``[..., r]``."""
+    arguments.tensor("mu", mu)
+    arguments.tensor("logvar", logvar)
+    if mu.ndim < 1 or mu.shape != logvar.shape:
+        raise ValueError(f"mu, logvar: expected [..., r] each, got {list(mu.shape)} and {list(logvar.shape)}")
+    if mu.device != logvar.device:
+        raise ValueError(f"logvar: expected on mu's device {mu.device}, got {logvar.device}")
     return 0.5 * (torch.exp(logvar) + mu.square() - 1 - logvar)
 
 
 def active_heads(kl: Tensor, threshold: float = ACTIVE_NATS) -> Tensor:
     """Which heads spend more than ``threshold`` nats on at least one patch, bool ``[L, H]`` (Fig. 3)."""
+    _check_kl(kl, at_least=1)
+    arguments.number("threshold", threshold)
     return kl.amax(dim=(0, 3)) > threshold
 
 
@@ -102,7 +128,11 @@ def active_latents(mu: Tensor, logvar: Tensor, threshold: float = ACTIVE_NATS) -
     Args:
         mu, logvar: one head's posterior, ``[..., r]``; every leading axis counts as patches.
     """
-    return per_latent(mu, logvar).flatten(end_dim=-2).amax(dim=0) > threshold
+    arguments.number("threshold", threshold)
+    nats = per_latent(mu, logvar)
+    if nats.ndim < 2 or not nats.numel():
+        raise ValueError(f"mu: expected [..., r] of at least one patch, got {list(nats.shape)}")
+    return nats.flatten(end_dim=-2).amax(dim=0) > threshold
 
 
 def head_names(active: Tensor) -> list[str]:
@@ -112,6 +142,10 @@ def head_names(active: Tensor) -> list[str]:
         >>> head_names(torch.tensor([[False, True], [True, False]]))
         ['0.1', '1.0']
     """
+    arguments.tensor("active", active, (torch.bool,))
+    arguments.with_values("active", active)
+    if active.ndim != 2:
+        raise ValueError(f"active: expected [L, H], got {list(active.shape)}")
     return [f"{block}.{head}" for block, head in active.nonzero().tolist()]
 
 
@@ -142,6 +176,7 @@ class KLMeter:
         self._tokens = 0
 
     def update(self, kl: Tensor) -> None:
+        _check_kl(kl, at_least=1)
         total, peak = kl.sum(dim=(0, 3), dtype=torch.float64), kl.amax(dim=(0, 3)).double()
         self._total = total if self._total is None else self._total + total
         self._peak = peak if self._peak is None else torch.maximum(self._peak, peak)
@@ -167,24 +202,32 @@ class KLMeter:
         )
 
 
-def parse_head(name: str, blocks: int, heads: int) -> tuple[int, int]:
+def parse_head(head: str, blocks: int, heads: int) -> tuple[int, int]:
     """ "11.0" → (11, 0).
 
     Raises:
-        ValueError: not of the form block.head, or no such head.
+        TypeError, ValueError: not of the form block.head, or no such head.
 
     Example:
         >>> parse_head("11.0", blocks=12, heads=3)
         (11, 0)
     """
-    block, dot, head = name.partition(".")
-    if not (dot and block.isdigit() and head.isdigit() and int(block) < blocks and int(head) < heads):
-        raise ValueError(f"head: expected 'block.head' with block < {blocks} and head < {heads}, got {name!r}")
-    return int(block), int(head)
+    arguments.whole("blocks", blocks, 1)
+    arguments.whole("heads", heads, 1)
+    found = _HEAD.fullmatch(head) if isinstance(head, str) else None
+    if found is None or int(found[1]) >= blocks or int(found[2]) >= heads:
+        expected = f"'block.head' with block < {blocks} and head < {heads}"
+        raise ValueError(f"head: expected {expected}, got {arguments.shown(head)}")
+    return int(found[1]), int(found[2])
+
+
+_HEAD = re.compile(r"(\d{1,6})\.(\d{1,6})", re.ASCII)
 
 
 def parse_heads(names: Sequence[str], blocks: int, heads: int) -> dict[int, list[int]]:
     """Heads by block: ["11.0", "11.2"] → {11: [0, 2]}."""
+    arguments.names("heads", names)
+    arguments.whole("blocks", blocks, 1)
     by_block: dict[int, list[int]] = {}
     for name in names:
         block, head = parse_head(name, blocks, heads)

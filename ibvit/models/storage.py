@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ibvit.files import written_aside
+from ibvit.ops import arguments
 
 _HEADER = "ibvit"  # the one key in the file's metadata: safetensors writes several in no fixed order
 
@@ -47,7 +48,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as :func:`read_weights`; the tensors themselves are not checked.
     """
-    return _read(path, tensors=False)[1]
+    return _read(path, "weights", tensors=False)[1]
 
 
 def fingerprint_of(path: Path) -> str:
@@ -59,31 +60,35 @@ def fingerprint_of(path: Path) -> str:
     return read_facts(path).get("sha256") or fingerprint(read_weights(path)[0])
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(path: Path, argument: str = "weights") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, on the CPU, and the facts in its header.
+
+    Args:
+        argument: what the caller's user calls the file, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a whole safetensors file, or its tensors are not those that were saved.
     """
-    state, facts = _read(path, tensors=True)
+    state, facts = _read(path, argument, tensors=True)
     if "sha256" in facts and facts["sha256"] != fingerprint(state):
-        raise ValueError(f"weights: {path} is damaged: its tensors are not those that were saved")
+        raise ValueError(f"{argument}: {path} is damaged: its tensors are not those that were saved")
     return state, facts
 
 
-def _read(path: Path, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, argument: str, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"weights: expected a file, found none at {path}")
+        raise FileNotFoundError(f"{argument}: no file {path}")
     try:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(_HEADER, "")
             state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"weights: {path} is damaged or not a safetensors file ({error})") from error
+        reason = arguments.one_line(error)
+        raise ValueError(f"{argument}: {path} is damaged or not a file of tensors ({reason})") from error
     digest, _, known = header.partition(" ")
     if header and digest != hashlib.sha256(known.encode()).hexdigest():
-        raise ValueError(f"weights: {path} is damaged: its header is not the one that was saved")
+        raise ValueError(f"{argument}: {path} is damaged: its header is not the one that was saved")
     return state, json.loads(known) if header else {}

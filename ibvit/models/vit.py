@@ -7,7 +7,7 @@ the mean, so the logits are the mean of the patches' votes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -18,8 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ibvit import ops
 from ibvit.kinds import KINDS, KindName
+from ibvit.models.architecture import check_argument
 from ibvit.models.attention import Attention, BottleneckAttention
 from ibvit.models.kl import Channels
+from ibvit.ops import arguments
+from ibvit.ops.noise import check_key
+
+if TYPE_CHECKING:
+    from ibvit.models.weights import Loaded
 
 
 class Output(NamedTuple):
@@ -34,6 +40,10 @@ class Block(nn.Module):
 
     def __init__(self, source: timm_vit.Block, attention: Attention | None) -> None:
         super().__init__()
+        if not isinstance(source, timm_vit.Block):
+            raise TypeError(f"source: expected a timm Block, got {arguments.shown(source)}")
+        if not (attention is None or isinstance(attention, Attention)):
+            raise TypeError(f"attention: expected the block's Attention or None, got {arguments.shown(attention)}")
         self.attn = attention
         if attention is not None:
             self.norm1, self.ls1, self.drop_path1 = source.norm1, source.ls1, source.drop_path1
@@ -58,6 +68,7 @@ class VisionTransformer(nn.Module):
         attention: ``"ib"``, ``"full"`` or ``"none"``.
         num_blocks, num_heads, latent_dim: L, H, r (``latent_dim`` is 0 without bottlenecks).
         grid_size, patch_size: patches (rows, columns) of an image; pixels (height, width) of a patch.
+        loaded: what was last taken from a checkpoint to start from, None without one.
     """
 
     noise_key: Tensor
@@ -66,7 +77,13 @@ class VisionTransformer(nn.Module):
         self, source: timm_vit.VisionTransformer, attention: KindName, latent_dim: int, hidden_dim: int, impl: ops.Impl
     ) -> None:
         super().__init__()
+        if not isinstance(source, timm_vit.VisionTransformer):
+            raise TypeError(f"source: expected a timm VisionTransformer, got {arguments.shown(source)}")
+        own = {"attention": attention, "latent_dim": latent_dim, "hidden_dim": hidden_dim, "impl": impl}
+        for argument, value in own.items():
+            check_argument(argument, value)
         self.attention: KindName = attention
+        self.loaded: Loaded | None = None
         self.num_classes: int = source.num_classes
         self.embed_dim: int = source.embed_dim
         blocks: list[Any] = list(source.blocks)
@@ -122,6 +139,7 @@ class VisionTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
+        arguments.boolean("enable", enable)
         self.grad_checkpointing = enable
 
     def forward_features(self, images: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -132,6 +150,8 @@ class VisionTransformer(nn.Module):
             key: noise key; by default the model's own, which then moves on by one step.
         """
         self._check_images(images)
+        if key is not None:
+            check_key(key, images.device)
         if key is None and self.has_kl:
             key = self.noise_key.clone()  # the backward pass still needs this step's key when the next one has begun
             self.noise_key[1] += 1
@@ -157,8 +177,10 @@ class VisionTransformer(nn.Module):
             key: int64 ``[3]`` noise key; by default the model's own, which then moves on by one step.
 
         Raises:
-            ValueError: images of another size, or ``return_kl`` on a model that has no bottlenecks.
+            TypeError: images or key of another type or dtype.
+            ValueError: images of another size or device, or ``return_kl`` on a model that has no bottlenecks.
         """
+        arguments.boolean("return_kl", return_kl)
         if return_kl and not self.has_kl:
             raise ValueError(f"return_kl: expected a model with attention='ib', got attention={self.attention!r}")
         tokens, kl = self.forward_features(images, key)
@@ -179,6 +201,13 @@ class VisionTransformer(nn.Module):
         return self.patch_embed.norm(F.linear(patches, proj.weight.flatten(1), proj.bias))
 
     def _check_images(self, images: Tensor) -> None:
-        expected = (self.patch_embed.proj.in_channels, *self.image_size)
+        weight = self.patch_embed.proj.weight
+        if isinstance(images, Tensor) and not images.is_meta and torch.is_autocast_enabled(images.device.type):
+            arguments.tensor("images", images, (torch.float32, torch.bfloat16, torch.float16))
+        else:
+            arguments.tensor("images", images, (weight.dtype,))
+        expected = (weight.shape[1], *self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images: expected [B, {', '.join(map(str, expected))}], got {list(images.shape)}")
+        if images.device != weight.device:
+            raise ValueError(f"images: expected on the model's device {weight.device}, got {images.device}")

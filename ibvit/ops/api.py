@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from ibvit.errors import UnavailableError
-from ibvit.ops import reference
+from ibvit.ops import arguments, reference
 from ibvit.ops.contracts import NATIVE, TRITON, BottleneckOp, Parameters
-from ibvit.ops.noise import MAX_BLOCKS, MAX_HEADS, MAX_LATENTS
+from ibvit.ops.noise import MAX_BLOCKS, MAX_HEADS, MAX_LATENTS, check_key
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite
 
 Impl = Literal["auto", "triton", "native", "reference"]
 """How the bottleneck is computed; see :func:`bottleneck_write`."""
 
+_TENSORS = ("y", *(f"params.{name}" for name in BottleneckParams._fields), "proj_weight", "proj_bias")
+_IMPLS = get_args(Impl)
 _LOG = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEAD_WIDTHS = (32, 64, 128)
@@ -53,7 +55,8 @@ def bottleneck_write(
         the key; twice with ``impl="reference"``.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        TypeError: an argument has the wrong type or dtype; tensors are dense, and floating-point but for the key.
+        ValueError: an argument has the wrong shape, device or value.
         UnavailableError: ``impl="triton"`` or ``"native"`` where that cannot run; the message says why.
 
     Example:
@@ -65,9 +68,10 @@ def bottleneck_write(
         >>> update.shape, kl.shape
         (torch.Size([1, 5, 64]), torch.Size([1, 2, 5]))
     """
-    if torch.is_autocast_enabled(y.device.type):
-        y = y.to(torch.get_autocast_dtype(y.device.type))
     _validate(y, params, proj_weight, proj_bias, key, block)
+    arguments.choice("impl", impl, _IMPLS)
+    if y.device.type != "meta" and torch.is_autocast_enabled(y.device.type):
+        y = y.to(torch.get_autocast_dtype(y.device.type))
     _, width, hidden = params.w1.shape
     chosen = _choose(impl, y.device.type, y.dtype, width, hidden, params.w3.shape[1])
     if chosen != "reference":
@@ -85,8 +89,13 @@ def _validate(
     key: Tensor,
     block: int,
 ) -> None:
-    if y.dim() != 3 or not y.is_floating_point():
-        raise ValueError(f"y: expected a floating-point tensor [B, N, H·D], got {y.dtype} {list(y.shape)}")
+    if not isinstance(params, BottleneckParams):
+        raise TypeError(f"params: expected BottleneckParams, got {arguments.shown(params)}")
+    for name, given in zip(_TENSORS, (y, *params, proj_weight, proj_bias), strict=True):
+        arguments.tensor(name, given)
+    arguments.whole("block", block, 0, MAX_BLOCKS - 1)
+    if y.dim() != 3:
+        raise ValueError(f"y: expected [B, N, H·D], got {list(y.shape)}")
     if params.w1.dim() != 3 or params.w3.dim() != 3 or proj_weight.dim() != 2:
         raise ValueError(
             "params.w1, params.w3, proj_weight: expected [H, D, h], [H, r, h] and [C, H·D], got "
@@ -113,13 +122,7 @@ def _validate(
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.device != y.device:
             raise ValueError(f"{name}: expected y's device {y.device}, got {tensor.device}")
-    if key.shape != (3,) or key.dtype != torch.int64 or key.device != y.device:
-        raise ValueError(
-            f"key: expected int64 [3] = (seed, step, first sample) on {y.device}, "
-            f"got {key.dtype} {list(key.shape)} on {key.device}"
-        )
-    if not 0 <= block < MAX_BLOCKS:
-        raise ValueError(f"block: expected a value in [0, {MAX_BLOCKS - 1}], got {block}")
+    check_key(key, y.device)
     for size, value, most in (("heads H", heads, MAX_HEADS), ("latents r", latent, MAX_LATENTS)):
         if not 1 <= value <= most:
             raise ValueError(f"params: expected 1 to {most} {size}, got {value}")
@@ -134,8 +137,6 @@ def _choose(*case: Any) -> str:
 @functools.cache
 def _decide(impl: Impl, device: str, dtype: torch.dtype, width: int, hidden: int, latent: int) -> str:
     """The implementation for these sizes; decided, and for "auto" logged, once."""
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl == "reference":
         return "reference"
     fused = _fused_for(device) if impl == "auto" else impl

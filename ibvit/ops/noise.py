@@ -26,6 +26,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ibvit.ops import arguments
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -39,11 +41,35 @@ EVALUATION_STEP = 1 << 31
 def noise_key(seed: int, step: int = 0, first_sample: int = 0, device: torch.device | str | None = None) -> Tensor:
     """The key of one forward pass: int64 ``[3]`` = (seed, step, global index of the batch's first sample).
 
+    Raises:
+        TypeError, ValueError: not a whole number of 64 bits, a step or sample below 0, or no such device here.
+
     Example:
         >>> noise_key(7, step=3)
         tensor([7, 3, 0])
     """
-    return torch.tensor([seed, step, first_sample], dtype=torch.int64, device=device)
+    words = [
+        arguments.whole("seed", seed, *arguments.INT64),
+        arguments.whole("step", step, 0),
+        arguments.whole("first_sample", first_sample, 0),
+    ]
+    try:
+        return torch.tensor(words, dtype=torch.int64, device=device)
+    except Exception as error:  # torch has many for the ways not to have a device
+        raise ValueError(f"device: expected a device that torch has here, got {arguments.shown(device)}") from error
+
+
+def check_key(key: Tensor, device: torch.device) -> None:
+    """Refuse what is no noise key on this device.
+
+    Raises:
+        TypeError, ValueError: names ``key``.
+    """
+    arguments.tensor("key", key, (torch.int64,))
+    if key.shape != (3,) or key.device != device:
+        raise ValueError(
+            f"key: expected [3] = (seed, step, first sample) on {device}, got {list(key.shape)} on {key.device}"
+        )
 
 
 def evaluation_key(
@@ -55,7 +81,9 @@ def evaluation_key(
         >>> evaluation_key(7, repeat=1, first_sample=64).tolist() == [7, EVALUATION_STEP + 1, 64]
         True
     """
-    return noise_key(seed, EVALUATION_STEP + repeat, first_sample, device)
+    return noise_key(
+        seed, EVALUATION_STEP + arguments.whole("repeat", repeat, 0, EVALUATION_STEP - 1), first_sample, device
+    )
 
 
 def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

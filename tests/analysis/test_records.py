@@ -101,7 +101,7 @@ def test_records_of_other_weights(make_run: MakeRun) -> None:
     with pytest.raises(RecordsError, match=r"other weights than model\.safetensors"):
         Records.open(folder)
     (folder / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or not a safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or not a file of tensors"):
         Records.open(folder)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import ibvit
 from ibvit.information import load_channel
-from ibvit.information.channel import MAX_LOGVAR, make_channel
+from ibvit.information.channel import MAX_LOGVAR, MAX_RATIO, make_channel
 from tests.information import truth
 
 GOOD = np.zeros((4, 2))
@@ -29,9 +29,30 @@ NAN = np.array([[0.0, 0.0], [0.0, np.nan], [0.0, 0.0], [0.0, 0.0]])
         (GOOD, GOOD[:, :1], ValueError, r"logvar: expected the shape of mu, \(4, 2\), got \(4, 1\)"),
         (NAN, GOOD, ValueError, r"mu: expected finite values, got nan at \[1, 1\]"),
         (GOOD, GOOD * np.nan, ValueError, r"logvar: expected finite values, got nan at \[0, 0\]"),
+        (np.ma.masked_less(GOOD, 0), GOOD, TypeError, "mu: expected an array without a mask, got MaskedArray"),
+        (
+            torch.zeros(4, 2).to_sparse(),
+            GOOD,
+            TypeError,
+            "mu: expected a dense tensor with values, got a sparse_coo tensor",
+        ),
+        (GOOD, torch.zeros(4, 2, device="meta"), TypeError, "logvar: expected a dense tensor with values, got a meta"),
         (GOOD, GOOD + MAX_LOGVAR + 1, ValueError, "logvar: expected ln σ² within ±60, got a magnitude of 61"),
     ],
-    ids=["list", "float16", "integers", "vector", "one input", "shapes differ", "nan mu", "nan logvar", "too wide"],
+    ids=[
+        "list",
+        "float16",
+        "integers",
+        "vector",
+        "one input",
+        "shapes differ",
+        "nan mu",
+        "nan logvar",
+        "masked",
+        "sparse",
+        "meta",
+        "too wide",
+    ],
 )
 def test_bad_parameters_are_named(mu: Any, logvar: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -43,16 +64,49 @@ def test_bad_parameters_are_named(mu: Any, logvar: Any, error: type[Exception], 
     [
         ({"samples": 1}, "samples: expected at least 2, got 1"),
         ({"method": "exact"}, "method: expected one of auto, mc, stratified, quadrature, got 'exact'"),
-        ({"tolerance": 0}, "tolerance: expected a positive number, got 0"),
-        ({"idle_nats": -1}, "idle_nats: expected a number of at least 0, got -1"),
+        ({"tolerance": 0}, "tolerance: expected a finite number of at least 1e-12, got 0"),
+        ({"idle_nats": -1}, "idle_nats: expected a finite number of at least 0, got -1"),
         ({"impl": "cuda"}, "impl: expected one of auto, native, triton, torch, got 'cuda'"),
         ({"threads": 0}, "threads: expected at least 1, got 0"),
+        ({"threads": 1.5}, "threads: expected a whole number, got 1.5"),
+        ({"threads": 2**63}, "threads: expected at most 4096, got 9223372036854775808"),
+        ({"tolerance": 1e-300}, "tolerance: expected a finite number of at least 1e-12, got 1e-300"),
+        ({"tolerance": "1"}, "tolerance: expected a number, got '1'"),
+        ({"samples": 1e6}, "samples: expected a whole number, got 1000000.0"),
+        ({"samples": 2**63}, "samples: expected at most 10000000000, got 9223372036854775808"),
+        ({"seed": None}, "seed: expected a whole number, got None"),
+        ({"impl": []}, r"impl: expected one of auto, native, triton, torch, got \[\]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}$"):
         ibvit.mutual_information(GOOD, GOOD, **options)
+
+
+TOO_FINE = {
+    "an offset between groups": (np.r_[0:200, 1e6 + 0.01 * np.arange(200)][:, None], 0.01),
+    "two far groups": (np.r_[0:200, 1e8 + np.arange(200)][:, None], 0.1),
+    "narrow in three dimensions": (np.array([[1e3] * 3, [-1e3] * 3, [1e3 + 1e-4] * 3, [-1e3 + 1e-4] * 3]), 1e-4),
+}
+
+
+@pytest.mark.parametrize(("mu", "sigma"), TOO_FINE.values(), ids=TOO_FINE)
+def test_means_that_float32_cannot_tell_apart_are_refused(mu: np.ndarray, sigma: float) -> None:
+    with pytest.raises(
+        ValueError, match=r"^mu: expected means within 65536 σ of their average, .* got .* σ at \[\d+, \d\]$"
+    ):
+        ibvit.mutual_information(mu, np.full_like(mu, 2 * np.log(sigma)), samples=100)
+
+
+def test_means_at_the_limit_of_float32_are_right() -> None:
+    """Two groups, each near 2¹⁶ σ from the average: beside one bit more, as informative as one group at 0."""
+    near, rho = truth.channel(100, 1, 1.0, 0.0)
+    shift = 0.99 * MAX_RATIO * np.exp(0.5 * rho.min())
+    mu = np.concatenate([near - near.mean() - shift, near - near.mean() + shift])
+    estimate = ibvit.mutual_information(mu, np.concatenate([rho, rho]), samples=20_000)
+    expected = truth.information(near, rho, nodes=90) + np.log(2)
+    assert abs(estimate.value - expected) <= 1e-4
 
 
 def test_channels_that_do_not_fit_together_are_named() -> None:
@@ -64,6 +118,11 @@ def test_channels_that_do_not_fit_together_are_named() -> None:
         ibvit.nmi_matrix([(NAN, GOOD)])
     with pytest.raises(ValueError, match="channels: expected at least one channel, got none"):
         ibvit.nmi_matrix([])
+    for given in (None, 3, GOOD, "ab"):
+        with pytest.raises(TypeError, match=r"^channels: expected a list of pairs \(mu, logvar\), got"):
+            ibvit.nmi_matrix(given)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^others: expected a list of pairs \(mu, logvar\), got 3$"):
+        ibvit.nmi_matrix([(GOOD, GOOD)], 3)  # type: ignore[arg-type]
 
 
 def test_every_kind_of_array_gives_the_same(tmp_path: Path) -> None:
@@ -94,6 +153,9 @@ def test_files_are_checked(tmp_path: Path) -> None:
         load_channel(tmp_path / "half.npz")
     with pytest.raises(ValueError, match=r"expected a .npz or .safetensors file, got 'head.csv'"):
         load_channel(tmp_path / "head.csv")
+    for given, error in ((None, TypeError), (3, TypeError), ("", ValueError), ("a\0.npz", ValueError)):
+        with pytest.raises(error, match=r"^path: expected a path, got"):
+            load_channel(given)  # type: ignore[arg-type]
 
 
 def test_idle_dimensions_go_with_a_certificate() -> None:

@@ -73,7 +73,7 @@ def test_refuses_by_name_and_steps_aside_by_itself() -> None:
     mu, rho = truth.channel(20, 3, 1.0, -2.0)
     with pytest.raises(ValueError, match="at most 2 active dimensions, got 3"):
         ibvit.mutual_information(mu, rho, method="quadrature")
-    needle = np.array([[0.0], [1.0], [1e6]]), np.full((3, 1), -20.0)
+    needle = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.full((3, 2), -20.0)
     with pytest.raises(ValueError, match="too narrow"):
         ibvit.mutual_information(*needle, method="quadrature")
     assert ibvit.mutual_information(*needle, samples=64).method == "stratified"

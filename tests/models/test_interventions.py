@@ -162,7 +162,41 @@ def test_mistakes_are_named(images):
         pass
     with pytest.raises(ValueError, match="expected attention='ib', got attention='full'"), ibvit.use_mean(make("full")):
         pass
-    with pytest.raises(ValueError, match=r"z: expected .* \[B, N, 8\]"), ibvit.replace(model, "0.0", z=torch.zeros(7)):
+    with (
+        pytest.raises(ValueError, match=r"z: expected .* \[B, 16, 8\], got \[7\]"),
+        ibvit.replace(model, "0.0", z=torch.zeros(7)),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"z: expected .* \[B, 16, 8\]"),
+        ibvit.replace(model, "0.0", z=torch.zeros(15, 8)),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"z: expected .* values, got one on meta"),
+        ibvit.replace(model, "0.0", z=torch.zeros(8, device="meta")),
+    ):
+        pass
+    with (
+        pytest.raises(TypeError, match="z: expected a dense"),
+        ibvit.replace(model, "0.0", z=torch.ones(8).to_sparse()),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="z: expected a batch of 2 images like the model's, got 3"),
+        ibvit.replace(model, "0.0", z=torch.zeros(3, 16, 8)),
+    ):
+        model(images)
+    for heads in ([0.0], "0.0", None):
+        with pytest.raises(TypeError, match="heads: expected a list of names, got"), ibvit.silence(model, heads):
+            pass
+    for names in ([3], "blocks.0.attn.hook_mu", [["a"]]):
+        with pytest.raises(TypeError, match="names: expected a list of names, got"):
+            ibvit.run_with_cache(model, images, names)
+    with (
+        pytest.raises(ValueError, match=r"seed: expected at most .*, got 9223372036854775808"),
+        ibvit.noise(model, 2**63),
+    ):
         pass
     with pytest.raises(TypeError, match="model: expected an ibvit VisionTransformer, got Linear"):
         ibvit.run_with_cache(torch.nn.Linear(1, 1), images)

@@ -29,8 +29,23 @@ def test_vit_tiny_conversion_factor():
 
 
 def test_unknown_reduction(kl):
-    with pytest.raises(ValueError, match="reduction: expected 'mean' or 'sum', got 'max'"):
+    with pytest.raises(ValueError, match="reduction: expected one of mean, sum, got 'max'"):
         accounting.penalty(kl, "max")
+    with pytest.raises(ValueError, match="target: expected one of mean, sum, got 'max'"):
+        accounting.convert_beta(1.0, Channels(1, 1, 1), "mean", "max")
+
+
+@pytest.mark.parametrize(
+    "kl", [None, torch.zeros(3), torch.zeros(1, 2, 3, 4).int()], ids=["none", "vector", "integers"]
+)
+def test_what_is_no_kl_is_named(kl):
+    for function in (accounting.per_image, accounting.per_patch, accounting.per_head, accounting.active_heads):
+        with pytest.raises((TypeError, ValueError), match=r"^kl: expected"):
+            function(kl)
+    with pytest.raises((TypeError, ValueError), match=r"^kl: expected"):
+        KLMeter().update(kl)
+    with pytest.raises(ValueError, match=r"^kl: expected \[B, L, H, N\], at least 1 numbers, got \[0, 1, 2, 3\]$"):
+        accounting.active_heads(torch.zeros(0, 1, 2, 3))
 
 
 def test_axes(kl):
@@ -74,7 +89,7 @@ def test_empty_meter():
         KLMeter().summary()
 
 
-@pytest.mark.parametrize("name", ["12.0", "0.3", "1", "a.b", "1.-1", ""])
+@pytest.mark.parametrize("name", ["12.0", "0.3", "1", "a.b", "1.-1", "", "²" + ".0", "9" * 5000 + ".0", None, 0.0])
 def test_bad_head_names(name):
     with pytest.raises(ValueError, match=r"head: expected 'block\.head' with block < 12 and head < 3"):
         accounting.parse_head(name, blocks=12, heads=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -79,7 +80,7 @@ def test_logits_are_the_mean_vote(attention, images):
 @pytest.mark.parametrize("attention", ["ib", "full"])
 def test_a_silent_projection_gives_the_model_without_attention(attention, images):
     model, none = small(attention).eval(), small("none", seed=1).eval()
-    ibvit.models.load_backbone(none, model.state_dict())
+    ibvit.models.load_backbone(none, model)
     for block in model.attentions:
         torch.nn.init.zeros_(block.proj.weight)
         torch.nn.init.zeros_(block.proj.bias)
@@ -142,8 +143,62 @@ def test_mistakes_are_named(images):
     with pytest.raises(ValueError, match="timm cannot build 'resnet18' as a VisionTransformer"):
         ibvit.create_model("resnet18")
     with pytest.raises(ValueError, match="expected a timm VisionTransformer of plain PatchEmbed, Block"):
-        ibvit.create_model("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ResPostBlock)
+        ibvit.create_model("vit_base_patch16_rpn_224")
     with pytest.raises(ValueError, match="latent_dim: expected at least 1, got 0"):
         ibvit.create_model(latent_dim=0)
     with pytest.raises(ValueError, match="return_kl: expected a model with attention='ib'"):
         small("none")(images, return_kl=True)
+
+
+NO_IMAGES = {
+    "none": (None, TypeError, "images: expected a torch tensor, got None"),
+    "an array": (
+        np.zeros((1, 3, 16, 16), np.float32),
+        TypeError,
+        "images: expected a torch tensor, got ndarray",
+    ),
+    "half": (torch.zeros(1, 3, 16, 16).half(), TypeError, "images: expected float32, got float16"),
+    "double": (torch.zeros(1, 3, 16, 16).double(), TypeError, "images: expected float32, got float64"),
+    "bytes": (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), TypeError, "images: expected float32, got uint8"),
+    "sparse": (torch.zeros(1, 3, 16, 16).to_sparse(), TypeError, "images: expected a dense tensor, got a sparse_coo"),
+    "meta": (
+        torch.zeros(1, 3, 16, 16, device="meta"),
+        ValueError,
+        "images: expected on .* cpu, got meta",
+    ),
+    "an image": (torch.zeros(3, 16, 16), ValueError, r"images: expected \[B, 3, 16, 16\], got \[3, 16, 16\]"),
+}
+
+
+@pytest.mark.parametrize(("images", "error", "message"), NO_IMAGES.values(), ids=NO_IMAGES)
+def test_what_is_no_batch_of_images_is_named(images, error, message):
+    model = small("full", depth=1)
+    for call in (model, model.patch_logits, model.forward_features):
+        with pytest.raises(error, match=f"^{message}"):
+            call(images)
+
+
+def test_keys_are_checked_on_every_path(images):
+    model = small()
+    with ibvit.silence(model, ["0.0"]):  # the first block runs step by step, without the op's own checks
+        for key in (torch.zeros(3), torch.zeros(2, dtype=torch.int64), [0, 0, 0]):
+            with pytest.raises((TypeError, ValueError), match=r"^key: expected"):
+                model(images, key=key)
+
+
+@pytest.mark.parametrize("attention", ["ib", "full", "none"])
+def test_no_images_give_no_logits(attention, images):
+    model = small(attention).eval()
+    assert model(images[:0]).shape == (0, 5)
+    assert model.patch_logits(images[:0]).shape == (0, 16, 5)
+    logits, cache = ibvit.run_with_cache(model, images[:0])
+    assert logits.shape == (0, 5)
+    assert all(len(value) == 0 for value in cache.values())
+
+
+def test_half_precision_models_and_autocast(images):
+    assert small(impl="reference").bfloat16()(images.bfloat16()).dtype is torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(small()(images)).all()
+        with pytest.raises(TypeError, match="images: expected float32, bfloat16, float16, got float64"):
+            small()(images.double())

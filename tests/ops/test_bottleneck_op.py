@@ -38,13 +38,12 @@ def impl(request):
 WRONG = {
     "y": lambda p: p._replace(y=p.y[0]),
     "y: expected a last axis": lambda p: p._replace(y=p.y[..., :-1]),
-    "y: expected a floating": lambda p: p._replace(y=p.y.long()),
     "params.b2": lambda p: p._replace(params=p.params._replace(b2=p.params.b2[:, 1:])),
     "params.w4": lambda p: p._replace(params=p.params._replace(w4=p.params.w4.mT)),
     "params.w1": lambda p: p._replace(params=p.params._replace(w1=p.params.w1[0])),
     "proj_bias": lambda p: p._replace(proj_bias=p.proj_bias[1:]),
     "proj_weight: expected y's device": lambda p: p._replace(proj_weight=p.proj_weight.to("meta")),
-    "key": lambda p: p._replace(key=p.key.int()),
+    "key": lambda p: p._replace(key=p.key[:2]),
     "block": lambda p: p._replace(block=4096),
     "params: expected 1 to 1024 latents r, got 1028": lambda _: make_problem(1, 8, 8, 8, 1028, 1, 1),
 }
@@ -54,6 +53,26 @@ WRONG = {
 def test_wrong_arguments_are_named(problem, message, spoil):
     with pytest.raises(ValueError, match=message):
         bottleneck_write(*spoil(problem), impl="reference")
+
+
+WRONG_TYPES = {
+    "y: expected float32.*, got int64": lambda p: p._replace(y=p.y.long()),
+    r"params.w2: expected float32.*, got int32": lambda p: p._replace(params=p.params._replace(w2=p.params.w2.int())),
+    "proj_weight: expected float32.*, got complex64": lambda p: p._replace(proj_weight=p.proj_weight.to(torch.cfloat)),
+    "proj_bias: expected a dense tensor, got a sparse_coo tensor": lambda p: p._replace(
+        proj_bias=p.proj_bias.to_sparse()
+    ),
+    "params: expected BottleneckParams, got None": lambda p: p._replace(params=None),
+    "key: expected int64, got int32": lambda p: p._replace(key=p.key.int()),
+    "block: expected a whole number, got 1.5": lambda p: p._replace(block=1.5),
+}
+
+
+@pytest.mark.parametrize(("message", "spoil"), WRONG_TYPES.items(), ids=WRONG_TYPES)
+def test_arguments_of_wrong_types_are_named(problem, message, spoil):
+    for impl in ("reference", "auto"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=impl == "auto"), pytest.raises(TypeError, match=message):
+            bottleneck_write(*spoil(problem), impl=impl)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibvit.ops.noise import noise_key, philox4x32, standard_normal
+from ibvit.ops.noise import evaluation_key, noise_key, philox4x32, standard_normal
 
 # Random123's known answers (kat_vectors, philox4x32 10): counter, key, output.
 KNOWN_ANSWERS = [
@@ -72,3 +72,21 @@ def test_moments_of_a_standard_normal():
 def test_sizes_beyond_the_counter_are_refused():
     with pytest.raises(ValueError, match=r"latents: expected .* 1024\], got 1025"):
         standard_normal(noise_key(0), block=0, batch=1, heads=1, tokens=1, latents=1025)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"seed": 2**63}, ValueError, "seed: expected at most 9223372036854775807, got 9223372036854775808"),
+        ({"seed": 1.0}, TypeError, "seed: expected a whole number, got 1.0"),
+        ({"seed": True}, TypeError, "seed: expected a whole number, got True"),
+        ({"seed": 0, "step": -1}, ValueError, "step: expected at least 0, got -1"),
+        ({"seed": 0, "device": "abacus"}, ValueError, "device: expected a device that torch has here, got 'abacus'"),
+    ],
+    ids=["huge", "float", "bool", "negative step", "device"],
+)
+def test_bad_keys_are_named(arguments, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        noise_key(**arguments)
+    with pytest.raises(ValueError, match="repeat: expected at least 0, got -1"):
+        evaluation_key(0, repeat=-1)
