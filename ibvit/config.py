@@ -58,6 +58,8 @@ class TrainConfig:
     """Pixels per side of the square input (default: by --recipe)."""
     pretrained: Path | None = None
     """Start the backbone from this timm checkpoint, .safetensors or .pth (default: from random weights)."""
+    init_from: Path | None = None
+    """Start from the newest weights of this run, bottlenecks included (default: from random weights)."""
 
     epochs: int | None = None
     """Passes over the training set (default: by --recipe)."""
@@ -147,11 +149,14 @@ class RunConfig(TrainConfig):
         """Check options of a new run against each other; a run that exists is what it is, and is not judged again.
 
         Raises:
-            ValueError: a warm-up is longer than the run, or the learning rate would end above its peak.
+            ValueError: a warm-up is longer than the run, the learning rate would end above its peak, or weights would
+                come from two places.
         """
         for name in ("warmup_epochs", "beta_warmup_epochs"):
             if getattr(self, name) > self.epochs:
                 raise ValueError(f"{name}: expected at most epochs = {self.epochs}, got {getattr(self, name):g}")
+        if self.pretrained is not None and self.init_from is not None:
+            raise ValueError("init_from: expected no --pretrained beside it; both say where the weights come from")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: expected at most lr = {self.lr:g}, got {self.min_lr:g}")
 

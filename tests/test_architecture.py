@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ABOVE = {"cli", "analysis", "figures", "training"}
 # Who may import whom, first path component below ibvit; ibvit_kernels is imported by name, lazily, and only by these.
 ALLOWED = {
+    "arguments": set(),
     "errors": set(),
     "kinds": set(),
     "files": set(),
@@ -28,7 +29,7 @@ ALLOWED = {
     "analysis": {"analysis", "models", "data", "ops", "config", "information", "training"},
     "figures": {"figures", "analysis"},
 }
-GROUND = {"errors", "files", "kinds", "progress", "run_folder"}  # all may import them
+GROUND = {"arguments", "errors", "files", "kinds", "progress", "run_folder"}  # all may import them
 KERNEL_USERS = {"ops", "information"}
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import ibvit
+from benchmarks.problems import make_problem
 from ibvit import information, models, ops
+from ibvit.arguments import shown
 from ibvit.models import kl as accounting
-from ibvit.ops.arguments import shown
-from tests.ops.problem import make_problem
 
 PAIRS = 60  # cases of each function with two spoilt arguments, beside one case for each argument and hostile value
 

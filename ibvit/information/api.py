@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ibvit.information import arguments, estimation
+from ibvit import arguments
+from ibvit.information import estimation
 from ibvit.information.backends import Impl
 from ibvit.information.channel import Array, Channel, make_channel
 from ibvit.information.estimate import Estimate, EstimateMatrix

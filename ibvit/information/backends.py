@@ -19,8 +19,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from ibvit import arguments
 from ibvit.errors import UnavailableError
-from ibvit.information import arguments
 from ibvit.information.channel import Channel
 
 Impl = Literal["auto", "native", "triton", "torch"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibvit.information import arguments
+from ibvit import arguments
 
 Array = Tensor | np.ndarray
 ROWS_AT_ONCE = 1 << 16  # parameters are read in slices of this many rows: a memory-mapped file never loads as a whole

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibvit.information import arguments, quadrature
+from ibvit import arguments
+from ibvit.information import quadrature
 from ibvit.information.backends import Impl, open_mixture
 from ibvit.information.channel import Channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
@@ -65,8 +66,8 @@ class Options:
         arguments.choice("method", self.method, get_args(Method))
         arguments.choice("impl", self.impl, get_args(Impl))
         arguments.whole("seed", self.seed, -(1 << 63), (1 << 63) - 1)
-        arguments.number("tolerance", self.tolerance, SMALLEST_TOLERANCE)
-        arguments.number("idle_nats", self.idle_nats, 0)
+        arguments.number("tolerance", self.tolerance, SMALLEST_TOLERANCE, arguments.HUGE)
+        arguments.number("idle_nats", self.idle_nats, 0, arguments.HUGE)
         if self.samples is not None:
             arguments.whole("samples", self.samples, 2, MOST_SAMPLES)
         if self.threads is not None:

@@ -12,9 +12,8 @@ from typing import Any, get_args
 
 import timm
 
-from ibvit import ops
+from ibvit import arguments, ops
 from ibvit.kinds import KindName
-from ibvit.ops import arguments
 from ibvit.ops.noise import MAX_LATENTS
 
 _WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "skip", "reset")

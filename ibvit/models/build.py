@@ -9,11 +9,10 @@ import timm.models.vision_transformer as timm_vit
 from timm.layers import Attention as TimmAttention
 from timm.layers import PatchEmbed
 
-from ibvit import ops
+from ibvit import arguments, ops
 from ibvit.kinds import KindName
 from ibvit.models.architecture import check_argument
 from ibvit.models.vit import VisionTransformer
-from ibvit.ops import arguments
 
 _POOLING: dict[str, Any] = {"class_token": False, "reg_tokens": 0, "global_pool": "avg", "fc_norm": False}
 

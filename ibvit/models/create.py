@@ -10,15 +10,14 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from ibvit import ops, run_folder
+from ibvit import arguments, ops, run_folder
 from ibvit.errors import UnavailableError
 from ibvit.kinds import KindName
 from ibvit.models.build import build
-from ibvit.models.sources import as_path, read_run, read_source
+from ibvit.models.sources import read_run, read_source
 from ibvit.models.storage import save_weights
 from ibvit.models.vit import VisionTransformer
 from ibvit.models.weights import load_backbone, load_source
-from ibvit.ops import arguments
 
 
 def create_model(
@@ -91,7 +90,7 @@ def save_model(model: VisionTransformer, directory: str | Path, facts: Mapping[s
     """
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"model: expected an ibvit VisionTransformer, got {type(model).__name__}")
-    directory = as_path(directory, "directory")
+    directory = arguments.path("directory", directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"directory: expected a folder, found none at {directory}")
     save_weights(directory / run_folder.MODEL, model.state_dict(), facts or {})
@@ -107,7 +106,7 @@ def load(directory: str | Path) -> VisionTransformer:
         FileNotFoundError: the folder lacks one of the two files.
         ValueError: a file is damaged, asks for what it may not, or the weights do not fit the configuration.
     """
-    directory = as_path(directory, "directory")
+    directory = arguments.path("directory", directory)
     run = read_run(directory, "directory")
     model = build(**run.architecture)
     model.load_state_dict(run.weights)

@@ -14,11 +14,10 @@ from dataclasses import replace as with_changes
 
 from torch import Tensor, nn
 
-from ibvit import ops
+from ibvit import arguments, ops
 from ibvit.models.attention import Attention, BottleneckAttention, Probe
 from ibvit.models.kl import parse_head, parse_heads
 from ibvit.models.vit import VisionTransformer
-from ibvit.ops import arguments
 
 log = logging.getLogger(__name__)
 

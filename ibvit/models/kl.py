@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ibvit.ops import arguments
+from ibvit import arguments
 
 Reduction = Literal["mean", "sum"]
 _REDUCTIONS = get_args(Reduction)

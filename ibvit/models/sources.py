@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ibvit import run_folder
+from ibvit import arguments, run_folder
 from ibvit.models.architecture import check_architecture
 from ibvit.models.build import build
 from ibvit.models.storage import read_weights
 from ibvit.models.vit import VisionTransformer
-from ibvit.ops import arguments
 
 Grid = tuple[int, int]
 PREFIX = ("cls_token", "dist_token", "reg_token")
@@ -48,7 +47,7 @@ def read_state_dict(path: str | Path, argument: str = "path") -> dict[str, Tenso
         FileNotFoundError: no such file.
         ValueError: the file is damaged, or holds anything but tensors and plain containers.
     """
-    path = as_path(path, argument)
+    path = arguments.path(argument, path)
     if not path.is_file():
         raise FileNotFoundError(f"{argument}: no file {path}")
     if path.suffix == ".safetensors":
@@ -66,23 +65,6 @@ def read_state_dict(path: str | Path, argument: str = "path") -> dict[str, Tenso
     return content
 
 
-def as_path(value: Any, argument: str) -> Path:
-    """A path from a caller.
-
-    Raises:
-        TypeError, ValueError: not a path.
-    """
-    if not isinstance(value, str | Path):
-        raise TypeError(f"{argument}: expected a path, got {arguments.shown(value)}")
-    if not str(value) or "\0" in str(value):
-        raise ValueError(f"{argument}: expected a path, got {arguments.shown(str(value))}")
-    try:
-        Path(value).exists()
-    except OSError as error:  # a name that is too long, a folder that may not be read
-        raise ValueError(f"{argument}: {arguments.one_line(error)}") from error
-    return Path(value)
-
-
 def read_source(path: str | Path, argument: str, size: Grid | None = None) -> Source:
     """Weights of a run folder or a file, with the grid if it can be known.
 
@@ -90,7 +72,7 @@ def read_source(path: str | Path, argument: str, size: Grid | None = None) -> So
         argument: what the caller's user calls the path, for messages.
         size: (height, width) in pixels of the images that the file's model takes, where nothing beside the file says.
     """
-    path = as_path(path, argument)
+    path = arguments.path(argument, path)
     if path.is_dir():
         run = read_run(path, argument)
         return Source(f"{argument}: {path}", run.weights, run.skeleton.grid_size, run.skeleton.num_heads)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibvit import arguments
 from ibvit.files import written_aside
-from ibvit.ops import arguments
 
 _HEADER = "ibvit"  # the one key in the file's metadata: safetensors writes several in no fixed order
 

@@ -16,12 +16,11 @@ from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ibvit import ops
+from ibvit import arguments, ops
 from ibvit.kinds import KINDS, KindName
 from ibvit.models.architecture import check_argument
 from ibvit.models.attention import Attention, BottleneckAttention
 from ibvit.models.kl import Channels
-from ibvit.ops import arguments
 from ibvit.ops.noise import check_key
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
-from ibvit import ops
+from ibvit import arguments, ops
 from ibvit.models.sources import (
     PATCHES,
     POSITIONS,
@@ -29,7 +29,6 @@ from ibvit.models.sources import (
     shape_of,
 )
 from ibvit.models.vit import VisionTransformer
-from ibvit.ops import arguments
 
 _UNUSED = ("mask_token",)  # of pretraining alone
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ibvit import arguments
 from ibvit.errors import UnavailableError
-from ibvit.ops import arguments, reference
+from ibvit.ops import reference
 from ibvit.ops.contracts import NATIVE, TRITON, BottleneckOp, Parameters
 from ibvit.ops.noise import MAX_BLOCKS, MAX_HEADS, MAX_LATENTS, check_key
 from ibvit.ops.reference import BottleneckParams, BottleneckWrite

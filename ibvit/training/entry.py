@@ -16,6 +16,8 @@ from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.files import lock
 from ibvit.models import VisionTransformer, create_model
+from ibvit.models.sources import read_source
+from ibvit.models.weights import load_source
 from ibvit.run_folder import CHECKPOINTS, CONFIG, LOCK, MODEL
 from ibvit.training.checkpoint import checkpoints, first_usable
 from ibvit.training.distributed import Processes
@@ -69,6 +71,8 @@ def train(config: TrainConfig) -> Path:
             check_same_data(run_dir, run.data, identity, run.accept_changed_data)
         arguments = architecture(run, recipe, len(data.classes))
         model = create_model(**arguments, impl=run.impl, pretrained=False if paths else run.pretrained or False)
+        if run.init_from is not None and not paths:
+            load_source(model, read_source(run.init_from, "init_from"))
         model = model.to(processes.device)
         if is_new:
             _check_patches(run.image_size, model)

@@ -83,7 +83,9 @@ def stored_config(run_dir: Path) -> RunConfig:
     """
     content = run_folder.read_config(run_dir)
     stored = {field.name: content[field.name] for field in fields(RunConfig) if field.name in content}
-    stored |= {"out": run_dir, "pretrained": Path(stored["pretrained"]) if stored.get("pretrained") else None}
+    stored["out"] = run_dir
+    for name in ("pretrained", "init_from"):
+        stored[name] = Path(stored[name]) if stored.get(name) else None
     missing = [field.name for field in fields(RunConfig) if field.kw_only and stored.get(field.name) is None]
     if missing:
         raise ValueError(f"run: {run_dir / run_folder.CONFIG} lacks {', '.join(missing)}")

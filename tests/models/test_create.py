@@ -9,10 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 import timm
 import torch
-from ibvit.data.recipes import RECIPES, apply_recipe
 
 import ibvit
 from ibvit.config import TrainConfig
+from ibvit.data.sets.recipes import RECIPES, apply_recipe
 from ibvit.errors import UnavailableError
 from ibvit.kinds import KINDS, KindName
 from ibvit.models import load_weights, read_state_dict, save_model

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import ibvit
 from ibvit.analysis.recorder import write_records
 from ibvit.config import TrainConfig
 from ibvit.errors import CheckpointError
@@ -176,7 +178,6 @@ def test_checkpoints_without_a_configuration_are_not_overwritten(run, tmp_path):
 
 @pytest.mark.parametrize("damage", ["other shape", "a part is gone", "negative", "beyond the end"])
 def test_a_state_that_does_not_fit_gives_way_to_the_one_before(run, tmp_path, damage, caplog):
-    import torch
 
     data = tmp_path / "a" / "shapes"
     resumed(run, data, max_steps=2)
@@ -241,3 +242,25 @@ def test_a_folder_named_as_a_built_in_set_is_said_with_a_slash(tmp_path, monkeyp
     folder = train(replace(config(Path("digits"), tmp_path / "two"), data="./digits", max_steps=1))
     assert len(read_config(built_in)["classes"]) == 10
     assert read_config(folder)["classes"] == list(CLASSES)
+
+
+def test_a_warm_start_from_another_run(run, tmp_path, caplog):
+    """The weights of the other run, bottlenecks included, at step 0; a resumed run does not read them again."""
+    caplog.set_level("INFO")
+    data, start = tmp_path / "a" / "shapes", tmp_path / "start"
+    train(replace(config(data, start, max_steps=1), attention="ib", latent_dim=4, hidden_dim=8))
+    kept = ibvit.load(start).state_dict()
+    out, changes = tmp_path / "warm", {"init_from": start, "lr": 1e-12, "min_lr": 0.0, "weight_decay": 0.0}
+    options = replace(config(data, out, max_steps=1, seed=1, **changes), attention="ib", latent_dim=4, hidden_dim=8)
+    train(options)
+    warm = ibvit.load(out).state_dict()
+    assert all(torch.allclose(warm[name], kept[name], atol=1e-9) for name in kept if kept[name].is_floating_point())
+    assert "init_from" in caplog.text
+    shutil.rmtree(start)
+    train(replace(options, max_steps=None))
+    assert read_facts(out / "model.safetensors")["epoch"] == 2
+    with pytest.raises(FileNotFoundError, match="init_from: no file"):
+        train(replace(options, out=tmp_path / "third"))
+    with pytest.raises(ValueError, match="init_from: expected no --pretrained beside it"):
+        train(replace(options, out=tmp_path / "third", pretrained=tmp_path / "x.pth"))
+    assert not (tmp_path / "third").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HUGE = 1e300  # a limit that stands for none: its square root and sums of few are finite
 INT64 = (-(1 << 63), (1 << 63) - 1)
 _WHOLE = (int, np.integer)  # tuples by name: torch.compile of torch 2.6 knows no `int | np.integer`
 _NUMBER = (*_WHOLE, float, np.floating)
@@ -65,7 +68,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     except OverflowError:
         converted = math.inf
     if not (low <= converted <= high and math.isfinite(converted)):
-        limits = "" if (low, high) == (-math.inf, math.inf) else f" from {low:g} to {high:g}"
+        limits = "" if low == -math.inf else f" of at least {low:g}" if high >= HUGE else f" from {low:g} to {high:g}"
         raise ValueError(f"{name}: expected a finite number{limits}, got {shown(value)}")
     return converted
 
@@ -74,6 +77,19 @@ def choice(name: str, value: Any, options: Sequence[str]) -> None:
     """One of some words."""
     if not (isinstance(value, str) and value in options):
         raise ValueError(f"{name}: expected one of {', '.join(options)}, got {shown(value)}")
+
+
+def path(name: str, value: Any) -> Path:
+    """The path of a file or folder, which need not exist."""
+    if not isinstance(value, str | PathLike):
+        raise TypeError(f"{name}: expected a path, got {shown(value)}")
+    if not str(value) or "\0" in str(value):
+        raise ValueError(f"{name}: expected a path, got {shown(str(value))}")
+    try:
+        Path(value).exists()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ValueError(f"{name}: {one_line(error)}") from error
+    return Path(value)
 
 
 def boolean(name: str, value: Any) -> None:
