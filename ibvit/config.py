@@ -91,8 +91,8 @@ class TrainConfig:
     resume: str = "auto"
     """auto: resume from the checkpoint in the run folder, if any; none: refuse to overwrite a run;
     or the path of a checkpoint."""
-    track: Literal["none", "tensorboard", "wandb"] = "none"
-    """Also send metrics to TensorBoard (in the run folder) or Weights & Biases."""
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send options and metrics to TensorBoard (in the run folder), Weights & Biases, or trackio."""
 
     def __post_init__(self) -> None:
         at_least = {

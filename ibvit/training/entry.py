@@ -19,6 +19,7 @@ from ibvit.training.checkpoint import latest_checkpoint, read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.metrics import MetricsWriter
 from ibvit.training.run import architecture, both_betas, check_same_run, write_config
+from ibvit.training.trackers import tracker_entry
 from ibvit.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: the checkpoint to resume from cannot be read, or a new one cannot be written.
         Interrupted: a signal came; the run is saved and can go on.
         NonFiniteLossError: the loss became infinite or NaN.
+        MissingExtraError: a package that an option needs is not installed.
 
     Example:
         >>> import tempfile
@@ -48,6 +50,8 @@ def train(config: TrainConfig) -> Path:
     is_new = not (run_dir / CONFIG).exists()
     if is_new:
         run.check()
+    if run.track != "none":
+        tracker_entry(run.track)  # a package that is missing is found before anything is written
     state = _state_to_resume(run)
     with Processes.from_environment(run.device) as processes:
         make_deterministic(run.seed)
@@ -60,7 +64,7 @@ def train(config: TrainConfig) -> Path:
         pretrained = run.pretrained if run.pretrained and state is None else False
         model = create_model(**arguments, impl=run.impl, pretrained=pretrained).to(processes.device)
         if is_new:
-            _check_patches(run.image_size, model)
+            check_patches(run.image_size, model)
         details: dict[str, Any] = {
             "architecture": arguments,
             "channels": model.channels._asdict(),
@@ -75,7 +79,7 @@ def train(config: TrainConfig) -> Path:
         writer = None
         if processes.is_main:
             write_config(run_dir, run, details)
-            writer = MetricsWriter(run_dir, run.track, details)
+            writer = MetricsWriter(run_dir, run.track)
             _announce(trainer, details)
         try:
             trainer.run(writer)
@@ -89,7 +93,8 @@ def train(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _check_patches(image_size: int, model: VisionTransformer) -> None:
+def check_patches(image_size: int, model: VisionTransformer) -> None:
+    """Refuse an image that patches do not cover."""
     size, _ = model.patch_embed.patch_size
     if image_size % size:
         raise ValueError(
