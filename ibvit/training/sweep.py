@@ -22,8 +22,8 @@ from ibvit.data.sets.folder import choose_loader
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import Interrupted
 from ibvit.kinds import KINDS, EndName
-from ibvit.run_folder import CONFIG, LOG, MODEL, read_metrics
 from ibvit.models import create_model
+from ibvit.run_folder import CONFIG, LOG, MODEL, read_metrics
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.entry import check_patches
