@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import tyro
 
+from ibvit.command_line import run_command
 from ibvit.config import TrainConfig, command_line
 from ibvit.errors import CheckpointError, MissingExtraError
 from ibvit.training import sweep
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.sweep import SweepRun, launch, plan, table, train_missing
+from tests.training import processes
 from tests.training.living import ends, is_alive, of_run, wait_for
 
 COMMON = TrainConfig(data="digits", epochs=1, max_steps=1, latent_dim=4, hidden_dim=8, device="cpu")
@@ -131,23 +133,29 @@ def last_step(run: SweepRun) -> int:
     return read_checkpoint(run.folder / "checkpoints" / "last.pt")["progress"]["step"]
 
 
+STUBBORN = """
+import os, signal, sys, time
+def save(*_): open(folder + "/saved", "w"); sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), {signum})
+time.sleep(60)
+"""  # a run that has the sweep signalled
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+
+def sweep_of_stubs(folder: Path, script: str) -> None:
+    command = property(lambda run: [sys.executable, "-c", f"folder = {str(run.folder)!r}\n{script}"])
+    SweepRun.command = command  # type: ignore[method-assign]
+    run_command(lambda: launch([4.0, 1.0], [0], [], COMMON, folder))
 
 
 @pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
 def test_a_signal_lets_the_training_save_and_stop(tmp_path: Path, signum: signal.Signals) -> None:
-    first, second = plan([4.0, 1.0], [0], [], TrainConfig(), tmp_path)
-    process = start_sweep(tmp_path)
-    try:
-        wait_for(lambda: (first.folder / "metrics.jsonl").exists(), process)
-        training = of_run(first.folder)
-        assert len(training) == 1
-        process.send_signal(signum)
-        assert process.wait(timeout=60) == 128 + signum
-    finally:
-        process.kill()
-    assert not any(is_alive(pid) for pid in training)
-    assert last_step(first) > 0
+    """The run is asked to stop; the sweep waits for it, and does not start the next one."""
+    first, second = plan([4.0, 1.0], [0], [], COMMON, tmp_path)
+    script = STUBBORN.format(signum=int(signum))
+    assert processes.run(sweep_of_stubs, tmp_path, script) == [128 + signum]
+    assert (first.folder / "saved").exists()
     assert not second.folder.exists()
 
 
