@@ -79,7 +79,7 @@ def _identity(run_dir: Path) -> str:
 
 
 def numbers(line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line of metrics: KL by head, and how many heads are active.
+    """The numbers of a line of metrics: KL by head, and how many heads are active; the step goes beside them.
 
     Example:
         >>> numbers({"val_ce": 0.5, "val_heads": [[0.1, 0.2], [0.0, 0.3]], "val_active_heads": ["0.1", "1.1"]})
@@ -89,6 +89,8 @@ def numbers(line: dict[str, Any]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, value in line.items():
+        if name == "step":
+            continue  # also a reserved name of trackio
         if name == "val_heads":
             found |= {
                 f"{name}/{block}.{head}": kl for block, heads in enumerate(value) for head, kl in enumerate(heads)

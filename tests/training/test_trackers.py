@@ -52,7 +52,7 @@ def test_every_option_and_the_information_of_each_head_are_sent(sent, tmp_path: 
     assert len([name for name in values if name.startswith("val_heads/")]) == 8
     assert values["val_active_heads"] == len(line["val_active_heads"])
     assert values["val_top1"] == line["val_top1"]
-    assert set(values) >= set(line) - {"val_heads"}
+    assert set(values) >= set(line) - {"val_heads", "step"}
     assert tracked["finished"]
 
 
@@ -109,12 +109,19 @@ def test_a_broken_identity_is_named(sent, tmp_path: Path) -> None:
 def test_trackio_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trackio = pytest.importorskip("trackio", reason="trackio is optional")
+    from trackio.sqlite_storage import SQLiteStorage
+
     for folder in (tmp_path / "a" / "x", tmp_path / "b" / "x"):
         for steps in (5, 10):
             train(elsewhere(SMALL, folder, track="trackio", max_steps=steps))
     runs = list(trackio.Api().runs("ibvit"))
     assert len(runs) == 2
-    assert all(run.config["seed"] == 0 for run in runs)
+    for run in runs:
+        assert set(run.config) >= {option.name for option in fields(RunConfig)}
+        assert (run.config["batch_size"], run.config["architecture"]["latent_dim"]) == (240, 8)
+        lines = SQLiteStorage.get_logs("ibvit", run.name, run_id=run.id)
+        assert [line["step"] for line in lines] == [5, 10]
+        assert set(lines[-1]) >= {"val_top1", "val_active_heads", "val_heads/3.1"}
 
 
 def test_wandb_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
