@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NAME = "ibvit-sweep"
 _WARNING = 120  # seconds before the time limit at which Slurm signals: enough for a step and a checkpoint
+_GRACE = 3600  # seconds; longer than what Slurm leaves a job that is preempted
 _REQUEUES = 1000  # in effect no limit: each one is a time slot in which the run has made progress
 
 _SCRIPT = r"""
@@ -105,7 +106,7 @@ class TrainOnNode:
             self._process = start_training(run.command)
             code = self._process.wait()
             if code and signals.received:
-                time.sleep(_WARNING)  # preempted: training may stop before submitit's signal has come
+                time.sleep(_GRACE)  # preempted: the signal that has submitit requeue the job is still to come
         if code:
             raise subprocess.CalledProcessError(code, run.command)
 
