@@ -96,8 +96,8 @@ class TrainConfig:
     or the path of a checkpoint."""
     accept_changed_data: bool = False
     """Resume although the data set is not the one that the run began with."""
-    track: Literal["none", "tensorboard", "wandb"] = "none"
-    """Also send metrics to TensorBoard (in the run folder) or Weights & Biases."""
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send options and metrics to TensorBoard (in the run folder), Weights & Biases, or trackio."""
 
     def __post_init__(self) -> None:
         at_least = {

@@ -23,6 +23,7 @@ from ibvit.training.checkpoint import checkpoints, first_usable
 from ibvit.training.distributed import Processes
 from ibvit.training.metrics import MetricsWriter
 from ibvit.training.run import architecture, both_betas, check_same_data, check_same_run, write_config
+from ibvit.training.trackers import tracker_entry
 from ibvit.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: the checkpoint to resume from cannot be read, or a new one cannot be written.
         Interrupted: a signal came; the run is saved and can go on.
         NonFiniteLossError: the loss became infinite or NaN.
+        MissingExtraError: a package that an option needs is not installed.
 
     Example:
         >>> import tempfile
@@ -54,6 +56,8 @@ def train(config: TrainConfig) -> Path:
     is_new = not (run_dir / CONFIG).exists()
     if is_new:
         run.check()
+    if run.track != "none":
+        tracker_entry(run.track)  # a package that is missing is found before anything is written
     with ExitStack() as stack:
         processes = stack.enter_context(Processes.from_environment(run.device))
         if processes.is_main and run_dir.exists():
@@ -75,7 +79,7 @@ def train(config: TrainConfig) -> Path:
             load_source(model, read_source(run.init_from, "init_from"))
         model = model.to(processes.device)
         if is_new:
-            _check_patches(run.image_size, model)
+            check_patches(run.image_size, model)
         trainer = Trainer(model, data, run, processes)
         if (usable := first_usable(paths, trainer.check_state)) is not None:
             log.info("resuming from %s", usable[0])
@@ -93,7 +97,7 @@ def train(config: TrainConfig) -> Path:
                 run_dir.mkdir(parents=True)
                 stack.enter_context(lock(run_dir, LOCK, "out"))
             write_config(run_dir, run, details)
-            writer = MetricsWriter(run_dir, run.track, details)
+            writer = MetricsWriter(run_dir, run.track)
             stack.callback(writer.close)
             _announce(trainer, details)
         trainer.run(writer)
@@ -103,7 +107,8 @@ def train(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _check_patches(image_size: int, model: VisionTransformer) -> None:
+def check_patches(image_size: int, model: VisionTransformer) -> None:
+    """Refuse an image that patches do not cover."""
     size, _ = model.patch_embed.patch_size
     if image_size % size:
         raise ValueError(

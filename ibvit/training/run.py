@@ -19,6 +19,7 @@ from ibvit.data.identity import Identity
 from ibvit.data.sets.recipes import Recipe
 from ibvit.files import write_text
 from ibvit.models.kl import Channels, convert_beta
+from ibvit.models.storage import read_facts
 
 log = logging.getLogger(__name__)
 
@@ -124,3 +125,24 @@ def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) 
         )
     if differing:
         log.warning("%s goes on with changed data (%s)", run_dir, "; ".join(differing))
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the recorded progress of a run has reached its last epoch, or ``max_steps``.
+
+    Weights of the first edition do not say how far they are: its metrics do.
+    """
+    model = config.out / run_folder.MODEL
+    if not model.is_file():
+        return False
+    try:
+        facts = read_facts(model)
+    except ValueError:  # damaged: training goes on from the checkpoint, and writes it again
+        return False
+    if "step" in facts:
+        epoch, step = facts["epoch"], facts["step"]
+    else:
+        lines, stored = run_folder.read_metrics(config.out), run_folder.read_config(config.out)
+        step = lines[-1]["step"] if lines else 0
+        epoch = step // max(1, stored.get("images", {}).get("train", 0) // config.batch_size)
+    return epoch >= config.epochs or (config.max_steps is not None and step >= config.max_steps)

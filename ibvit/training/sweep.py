@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count, repeat
 from pathlib import Path
-from threading import Event
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
-from ibvit.config import TrainConfig, command_line
+from ibvit.config import RunConfig, TrainConfig, command_line
+from ibvit.data.build import DataSpec, build_data
+from ibvit.data.sets.folder import choose_loader
 from ibvit.data.sets.recipes import apply_recipe
-from ibvit.errors import MissingExtraError
+from ibvit.errors import Interrupted
 from ibvit.kinds import KINDS, EndName
-from ibvit.run_folder import CONFIG, LOG, MODEL, read_metrics
-from ibvit.training.run import check_same_run
+from ibvit.models import create_model
+from ibvit.run_folder import CONFIG, LOG, read_metrics
+from ibvit.training.checkpoint import read_checkpoint
+from ibvit.training.distributed import Processes
+from ibvit.training.entry import check_patches
+from ibvit.training.interrupt import SignalWatch, start_training
+from ibvit.training.run import architecture, check_same_run, is_finished
+from ibvit.training.slurm import sbatch_script, submit
+from ibvit.training.step import TrainStep
+from ibvit.training.trackers import tracker_entry
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = (128 + signal.SIGINT, -signal.SIGINT)  # exit codes of a run that Ctrl-C has reached
+_POLL = 0.1  # seconds between looks at processes and signals
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,15 @@ class SweepRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is there, whole.
+        """Whether the run has reached its end, as far as it recorded.
 
         Raises:
             ValueError: the folder holds a run with other options.
         """
+        run, _ = apply_recipe(replace(self.config, out=self.folder))
         if (self.folder / CONFIG).is_file():
-            check_same_run(self.folder, apply_recipe(replace(self.config, out=self.folder))[0])
-        return (self.folder / MODEL).is_file()
+            check_same_run(self.folder, run)
+        return is_finished(run)
 
     @property
     def command(self) -> list[str]:
@@ -77,12 +85,14 @@ def launch(
         sbatch: options of the Slurm job as "name=value".
 
     Raises:
-        ValueError: as `plan` and `submit`; an option of sbatch is not name=value; or a run failed.
+        ValueError: as `plan`, `check_options` and `submit`; an option of sbatch is not name=value; or a run failed.
+        Interrupted: a signal came; what was running is saved.
     """
     if wrong := [option for option in sbatch if "=" not in option]:
         raise ValueError(f"sbatch: expected name=value, such as gres=gpu:8, got {wrong[0]!r}")
     runs = plan(betas, seeds, ends, common, folder)
     missing = [run for run in runs if not run.finished]
+    check_options(missing, on_this_machine=slurm == "no")
     failed: list[Path] = []
     if slurm == "no":
         failed = train_missing(runs, jobs)
@@ -131,16 +141,56 @@ def plan(
     return [SweepRun(replace(config, out=folder / config.run_dir.name)) for config in configs]
 
 
+def check_options(runs: Sequence[SweepRun], on_this_machine: bool = True) -> None:
+    """Check the options of runs as training does, before the first of them starts; images are not read.
+
+    Args:
+        on_this_machine: the runs are trained here, so the devices that they need are checked too.
+
+    Raises:
+        ValueError: an option is wrong, or the data are not usable.
+        MissingExtraError: a package that an option needs is not installed.
+    """
+    checked: set[RunConfig] = set()
+    for planned in runs:
+        run, recipe = apply_recipe(planned.config)
+        is_new = not (run.out / CONFIG).is_file()
+        if is_new:
+            run.check()
+        alike = replace(run, beta=1.0, seed=0, out=Path(), resume=run.resume)
+        if alike in checked:
+            continue
+        checked.add(alike)
+        if run.track != "none":
+            tracker_entry(run.track)
+        if run.resume not in ("auto", "none"):
+            read_checkpoint(Path(run.resume))
+        if run.loader != "auto" and Path(run.data).is_dir():
+            choose_loader(run.loader)
+        gpus = torch.cuda.device_count() if on_this_machine else 0
+        spec = DataSpec(run.data, run.image_size, run.batch_size, run.accumulate)
+        data = build_data(spec, rank=0, world_size=max(1, gpus), device=torch.device("cpu"))
+        data.close()
+        model = create_model(
+            **architecture(run, recipe, len(data.classes)), impl=run.impl, pretrained=run.pretrained or False
+        )
+        if is_new:
+            check_patches(run.image_size, model)
+        if on_this_machine and (processes := Processes.from_environment(run.device)).device.type == "cpu":
+            TrainStep(model, run, processes)
+
+
 def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
     """Train the runs that are not finished, `jobs` at a time, each in its own process with its own train.log.
 
-    Ctrl-C lets each process save its checkpoint; the same call resumes there.
+    A signal lets each process save its checkpoint and stop; the same call resumes there.
 
     Returns:
         Folders of runs that failed.
 
     Raises:
         ValueError: jobs < 1, or a folder holds a run with other options.
+        Interrupted: a signal came; what was running is saved.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
@@ -149,82 +199,67 @@ def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
     # Runs side by side share the cores; left alone, each would start a thread on every one of them.
     threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     environment = os.environ | ({} if jobs == 1 else {"OMP_NUM_THREADS": threads})
-    # A run may end at Ctrl-C before this process has noticed it: then the run's exit code is what stops the sweep.
-    stopped = Event()
-    pool = ThreadPoolExecutor(max_workers=jobs)
-    try:
-        common = repeat(len(missing)), repeat(environment), repeat(stopped)
-        outcomes = list(pool.map(_train_one, count(1), missing, *common))
-    except KeyboardInterrupt:
-        # The terminal has sent Ctrl-C to the running processes too; only those not yet started are dropped.
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
-    return [run.folder for run, code in zip(missing, outcomes, strict=True) if code != 0]
+    waiting = deque(_Training(run, f"[{number}/{len(missing)}]") for number, run in enumerate(missing, start=1))
+    running: list[_Training] = []
+    failed: list[Path] = []
+    with SignalWatch() as signals:
+        try:
+            while running or (waiting and not signals.received):
+                while waiting and len(running) < jobs and not signals.received:
+                    running.append(waiting.popleft().start(environment))
+                if signals.received:
+                    for training in running:
+                        training.stop()
+                time.sleep(_POLL)
+                failed += [training.run.folder for training in running if training.end()]
+                running = [training for training in running if training.process.returncode is None]
+        finally:  # empty, unless a second Ctrl-C came or a run could not be started
+            for training in running:
+                training.process.kill()
+    if signals.received:
+        raise Interrupted(signals.received)
+    return failed
 
 
-def _train_one(number: int, run: SweepRun, total: int, environment: Mapping[str, str], stopped: Event) -> int:
-    if stopped.is_set():
-        return INTERRUPTED[0]
-    run.folder.mkdir(parents=True, exist_ok=True)
-    log.info("[%d/%d] %s: training, see %s", number, total, run.folder.name, run.folder / LOG)
-    start = time.monotonic()
-    with (run.folder / LOG).open("ab") as output:
-        done = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode in INTERRUPTED:
-        stopped.set()
-    state = "finished" if done.returncode == 0 else f"stopped with exit code {done.returncode}"
-    log.info("[%d/%d] %s: %s after %.0f s", number, total, run.folder.name, state, time.monotonic() - start)
-    return done.returncode
+class _Training:
+    """A run that is trained in a process of its own.
 
-
-def sbatch_script(runs: Sequence[SweepRun], options: Sequence[str] = ()) -> str:
-    """A Slurm array job with one task a run; submit it with `sbatch`.
-
-    Args:
-        options: further #SBATCH options, such as "--gres=gpu:8".
+    Attributes:
+        label: its number among those of the sweep, for the log.
     """
-    lines = [
-        "#!/bin/bash",
-        "#SBATCH --job-name=ibvit-sweep",
-        f"#SBATCH --array=0-{len(runs) - 1}",
-        "#SBATCH --output=ibvit-sweep-%A-%a.log",
-        *(f"#SBATCH {option}" for option in options),
-        # Slurm's warning before the time limit lets a run save its checkpoint.
-        "#SBATCH --signal=TERM@120",
-        "runs=(",
-        *(f"  {shlex.quote(shlex.join(command_line(run.config)))}" for run in runs),
-        ")",
-        "gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)",
-        'eval "exec torchrun --standalone --nproc-per-node=$((gpus > 0 ? gpus : 1)) -m ibvit train '
-        '${runs[$SLURM_ARRAY_TASK_ID]}"',
-    ]
-    return "\n".join(lines) + "\n"
 
+    process: subprocess.Popen[bytes]
 
-def submit(runs: Sequence[SweepRun], folder: Path, options: Mapping[str, str]) -> list[str]:
-    """Submit runs as one Slurm array through submitit; gives the ids of the jobs.
+    def __init__(self, run: SweepRun, label: str) -> None:
+        self.run, self.label = run, label
+        self._is_stopping = False
 
-    Args:
-        folder: Slurm's logs go into `folder`/slurm.
-        options: of sbatch, such as {"gres": "gpu:8", "time": "24:00:00"}.
+    def start(self, environment: Mapping[str, str]) -> Self:
+        folder = self.run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        log.info("%s %s: training, see %s", self.label, folder.name, folder / LOG)
+        self._started = time.monotonic()
+        with (folder / LOG).open("ab") as output:
+            self.process = start_training(
+                self.run.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
+        return self
 
-    Raises:
-        MissingExtraError: submitit is not installed.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise MissingExtraError("slurm: submit", "submitit", "slurm") from error
-    executor = submitit.SlurmExecutor(folder=str(folder / "slurm"))
-    executor.update_parameters(job_name="ibvit-sweep", additional_parameters=dict(options))
-    jobs = executor.map_array(train_on_node, list(runs))
-    return [job.job_id for job in jobs]
+    def stop(self) -> None:
+        """Have it save and stop."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self.process.send_signal(signal.SIGTERM)
 
-
-def train_on_node(run: SweepRun) -> None:
-    """What a submitted job does: the GPUs that count are those of its node, not of the one that submits."""
-    subprocess.check_call(run.command)
+    def end(self) -> bool:
+        """Say so if it has ended; whether it failed."""
+        code = self.process.poll()
+        if code is not None:
+            state = "finished" if code == 0 else f"stopped with exit code {code}"
+            log.info(
+                "%s %s: %s after %.0f s", self.label, self.run.folder.name, state, time.monotonic() - self._started
+            )
+        return code not in (0, None)
 
 
 def table(runs: Sequence[SweepRun]) -> str:

@@ -85,7 +85,7 @@ class Trainer:
         """Train to the end, or to ``max_steps``.
 
         Raises:
-            Interrupted: SIGTERM or SIGINT came; the checkpoint is saved.
+            Interrupted: a signal came; the checkpoint is saved.
             NonFiniteLossError: names the step and the part of the loss.
         """
         with SignalWatch() as signals:

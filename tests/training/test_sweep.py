@@ -1,27 +1,37 @@
-"""Sweeps: which runs, in which order, what is skipped, resumed, submitted, and what the table says."""
+"""Sweeps: which runs, in which order, what is skipped, stopped, resumed, and what the table says."""
 
 import os
 import signal
 import subprocess
 import sys
-import types
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
+from safetensors.torch import save_file
 
+from ibvit.command_line import run_command
 from ibvit.config import TrainConfig, command_line
-from ibvit.errors import MissingExtraError
+from ibvit.errors import CheckpointError, MissingExtraError
+from ibvit.models.storage import read_facts, save_weights
 from ibvit.training import sweep
-from ibvit.training.sweep import SweepRun, launch, plan, sbatch_script, submit, table, train_missing
+from ibvit.training.checkpoint import read_checkpoint
+from ibvit.training.sweep import SweepRun, launch, plan, table, train_missing
+from tests.training import processes
+from tests.training.living import ends, is_alive, of_run, wait_for
 
 COMMON = TrainConfig(data="digits", epochs=1, max_steps=1, latent_dim=4, hidden_dim=8, device="cpu")
 
 
-def stub(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let a run be a Python script that finds its folder in `folder`."""
-    command = property(lambda run: [sys.executable, "-c", f"folder = {str(run.folder)!r}\n{script}"])
+def stub(monkeypatch: pytest.MonkeyPatch, script: str, folder: Path) -> None:
+    """Let a run be a Python script that finds its folder in `folder` and ends with `finish()`."""
+    finished = folder / "finished"
+    save_weights(finished, {"w": torch.ones(1)}, {"epoch": 1, "step": 1, "epochs": 1})
+    made = f"import shutil\ndef finish(): shutil.copy({str(finished)!r}, folder + '/model.safetensors')\n"
+    command = property(lambda run: [sys.executable, "-c", f"folder = {str(run.folder)!r}\n{made}{script}"])
     monkeypatch.setattr(SweepRun, "command", command)
 
 
@@ -70,6 +80,25 @@ def test_a_real_run_is_trained_then_skipped(tmp_path: Path, capsys: pytest.Captu
     assert line[:3] == ["digits-ib-beta1-seed0", "finished", "1"]
 
 
+def test_finished_is_what_has_reached_its_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Two steps are finished for whoever asks for two; the weights of the first edition ask the metrics."""
+    whole = replace(COMMON, max_steps=None, batch_size=479)
+    launch([1.0], [0], [], replace(whole, max_steps=2), tmp_path)
+    assert plan([1.0], [0], [], replace(whole, max_steps=2), tmp_path)[0].finished
+    (run,) = plan([1.0], [0], [], whole, tmp_path)
+    assert not run.finished
+    launch([1.0], [0], [], whole, tmp_path)
+    assert read_facts(run.folder / "model.safetensors")["step"] == 3
+    assert run.finished
+    save_file({"w": torch.ones(1)}, run.folder / "model.safetensors")
+    assert run.finished
+    lines = (run.folder / "metrics.jsonl").read_text()
+    (run.folder / "metrics.jsonl").write_text(lines.replace('"step": 3', '"step": 2'))
+    assert not run.finished
+    (run.folder / "model.safetensors").write_bytes(b"cut")
+    assert not run.finished
+
+
 def test_a_folder_with_other_options_is_refused(tmp_path: Path) -> None:
     (run,) = plan([1.0], [0], [], COMMON, tmp_path)
     run.folder.mkdir()
@@ -79,9 +108,7 @@ def test_a_folder_with_other_options_is_refused(tmp_path: Path) -> None:
 
 
 def test_failed_runs_are_named_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub(
-        monkeypatch, "import sys\nif 'beta4' in folder: sys.exit('no memory')\nopen(folder + '/model.safetensors', 'w')"
-    )
+    stub(monkeypatch, "import sys\nif 'beta4' in folder: sys.exit('no memory')\nfinish()", tmp_path)
     with pytest.raises(ValueError, match=r"1 run\(s\) failed; see .*beta4.*train\.log"):
         launch([10.0, 4.0, 1.0], [0], [], COMMON, tmp_path)
     runs = plan([10.0, 4.0, 1.0], [0], [], COMMON, tmp_path)
@@ -99,110 +126,138 @@ for _ in range(400):
     if len(list(here.parent.glob('mark-*'))) == 2: break
     time.sleep(0.05)
 else: sys.exit('alone')
-(here / 'model.safetensors').touch()
+finish()
 """
-    stub(monkeypatch, script)
+    stub(monkeypatch, script, tmp_path)
     assert train_missing(plan([1.0, 4.0], [0], [], COMMON, tmp_path), jobs=2) == []
 
 
-def test_ctrl_c_reaches_the_run_and_stops_the_sweep(tmp_path: Path) -> None:
-    """As in a terminal: the signal goes to the whole group; the run saves and ends, the next one does not start."""
-    program = f"""
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
-from pathlib import Path
-from ibvit.training import sweep
-script = '''
-import signal, sys, time
-def save(*_): open(folder + "/saved", "w"); sys.exit(130)
-signal.signal(signal.SIGINT, save)
-print("ready", flush=True); time.sleep(60)
-'''
-sweep.SweepRun.command = property(lambda run: [sys.executable, "-c", f"folder = {{str(run.folder)!r}}" + script])
-try: sweep.launch([4.0, 1.0], [0], [], sweep.TrainConfig(), Path({str(tmp_path)!r}))
-except KeyboardInterrupt: sys.exit(130)
-"""
-    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
-    first, second = (run.folder for run in plan([4.0, 1.0], [0], [], TrainConfig(), tmp_path))
-    while not (first / "train.log").exists() or "ready" not in (first / "train.log").read_text():
-        assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert (first / "saved").exists()
-    assert not second.exists()
+SWEEP = ["sweep", "--betas", "4", "1", "--train.device", "cpu", "--train.epochs", "1000",
+         "--train.checkpoint-every", "1000", "--train.latent-dim", "4", "--train.hidden-dim", "8"]  # fmt: skip
+TORCHRUN = """
+import sys
+from ibvit.training.sweep import SweepRun
+from ibvit.cli import main
+plain = SweepRun.command.fget
+launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+SweepRun.command = property(lambda run: [plain(run)[0], *launcher, *plain(run)[1:]])
+main()
+"""  # what a sweep does on a machine of two GPUs
 
 
-def test_a_run_that_ends_at_ctrl_c_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run may be quicker than this process to notice the signal."""
-    stub(monkeypatch, "import sys; sys.exit(130)")
-    train_missing(plan([4.0, 1.0], [0], [], COMMON, tmp_path))
-    assert (tmp_path / "digits-ib-beta4-seed0").exists()
-    assert not (tmp_path / "digits-ib-beta1-seed0").exists()
+def start_sweep(folder: Path, *options: str, program: Sequence[str] = ("-m", "ibvit")) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *program, *SWEEP, "--out", str(folder), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
-def test_sbatch_script_gives_each_task_its_run(tmp_path: Path) -> None:
-    runs = plan([10.0, 1.0], [0, 1], [], replace(COMMON, data="a folder"), tmp_path)
-    script = sbatch_script(runs, ["--gres=gpu:2"])
-    assert "#SBATCH --array=0-3" in script
-    assert "#SBATCH --gres=gpu:2" in script
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "torchrun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"')
-    (tools / "nvidia-smi").write_text("#!/bin/bash\necho GPU 0\necho GPU 1\n")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    (tmp_path / "job.sh").write_text(script)
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "2"}
-    words = subprocess.run(["bash", tmp_path / "job.sh"], env=environment, capture_output=True, text=True, check=True)
-    assert words.stdout.splitlines() == [
-        "--standalone", "--nproc-per-node=2", "-m", "ibvit", "train", *command_line(runs[2].config)
-    ]  # fmt: skip
+def last_step(run: SweepRun) -> int:
+    return read_checkpoint(run.folder / "checkpoints" / "last.pt")["progress"]["step"]
 
 
-def test_submit_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    submitted = []
-
-    class SlurmExecutor:
-        def __init__(self, folder: str) -> None:
-            submitted.append(folder)
-
-        def update_parameters(self, **parameters: object) -> None:
-            submitted.append(parameters)
-
-        def map_array(self, call, runs):
-            submitted.append(runs)
-            call(runs[1])
-            return [types.SimpleNamespace(job_id=f"7_{k}") for k in range(len(runs))]
-
-    stub(monkeypatch, f"open({str(tmp_path / 'trained')!r}, 'w').write(folder)")
-    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(SlurmExecutor=SlurmExecutor))
-    runs = plan([10.0, 1.0], [0], [], COMMON, tmp_path)
-    assert submit(runs, tmp_path, {"gres": "gpu:8"}) == ["7_0", "7_1"]
-    assert submitted[1] == {"job_name": "ibvit-sweep", "additional_parameters": {"gres": "gpu:8"}}
-    assert submitted[2] == runs
-    assert (tmp_path / "trained").read_text() == str(runs[1].folder)
+STUBBORN = """
+import os, signal, sys, time
+def save(*_): open(folder + "/saved", "w"); sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), {signum})
+time.sleep(60)
+"""  # a run that has the sweep signalled
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 
-def test_only_missing_runs_go_to_slurm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    stub(monkeypatch, "open(folder + '/model.safetensors', 'w')")
-    launch([10.0], [0], [], COMMON, tmp_path)
-    launch([10.0, 1.0], [0], [], COMMON, tmp_path, slurm="print")
-    assert "#SBATCH --array=0-0" in capsys.readouterr().out
-    launch([10.0], [0], [], COMMON, tmp_path, slurm="print")
-    assert "#SBATCH" not in capsys.readouterr().out
+def sweep_of_stubs(folder: Path, script: str) -> None:
+    made = f"import shutil\ndef finish(): shutil.copy({str(finished)!r}, folder + '/model.safetensors')\n"
+    command = property(lambda run: [sys.executable, "-c", f"folder = {str(run.folder)!r}\n{made}{script}"])
+    SweepRun.command = command  # type: ignore[method-assign]
+    run_command(lambda: launch([4.0, 1.0], [0], [], COMMON, folder))
 
 
-def test_an_option_of_sbatch_without_a_value(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"sbatch: expected name=value, such as gres=gpu:8, got 'exclusive'"):
-        launch([10.0], [0], [], COMMON, tmp_path, slurm="submit", sbatch=["exclusive"])
+@pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
+def test_a_signal_lets_the_training_save_and_stop(tmp_path: Path, signum: signal.Signals) -> None:
+    """The run is asked to stop; the sweep waits for it, and does not start the next one."""
+    first, second = plan([4.0, 1.0], [0], [], COMMON, tmp_path)
+    script = STUBBORN.format(signum=int(signum))
+    assert processes.run(sweep_of_stubs, tmp_path, script) == [128 + signum]
+    assert (first.folder / "saved").exists()
+    assert not second.folder.exists()
 
 
-def test_submit_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ibvit\[slurm\]'"):
-        submit(plan([1.0], [0], [], COMMON, tmp_path), tmp_path, {})
+def test_the_next_sweep_resumes_what_a_signal_stopped(tmp_path: Path) -> None:
+    """Both runs are at work side by side; the terminal's whole group gets the signal."""
+    runs = plan([4.0, 1.0], [0], [], TrainConfig(), tmp_path)
+    process = start_sweep(tmp_path, "--jobs", "2")
+    try:
+        wait_for(lambda: all((run.folder / "metrics.jsonl").exists() for run in runs), process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    steps = {run.folder: last_step(run) for run in runs}
+    done = start_sweep(tmp_path, "--train.max-steps", str(max(steps.values()) + 1))
+    assert done.wait(timeout=240) == 0
+    for run in runs:
+        assert "resuming from" in (run.folder / "train.log").read_text()
+        assert (run.folder / "model.safetensors").exists()
+        assert last_step(run) == max(steps.values()) + 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel signals a parent's end on Linux only")
+@pytest.mark.parametrize("program", [("-m", "ibvit"), ("-c", TORCHRUN)], ids=["alone", "torchrun"])
+def test_training_saves_and_stops_when_the_sweep_is_killed(tmp_path: Path, program: Sequence[str]) -> None:
+    run, _ = plan([4.0, 1.0], [0], [], TrainConfig(), tmp_path)
+    process = start_sweep(tmp_path, program=program)
+    try:
+        wait_for(lambda: (run.folder / "metrics.jsonl").exists(), process)
+        training = of_run(run.folder)
+        assert len(training) == (1 if program[0] == "-m" else 3)
+    finally:
+        process.kill()
+    assert ends(training)
+    assert last_step(run) > 0
+
+
+def test_a_signal_under_torchrun(tmp_path: Path) -> None:
+    """torchrun does not know SIGUSR2, and ends with code 1 whatever its processes end with."""
+    run, _ = plan([4.0, 1.0], [0], [], TrainConfig(), tmp_path)
+    process = start_sweep(tmp_path, program=("-c", TORCHRUN))
+    try:
+        wait_for(lambda: (run.folder / "metrics.jsonl").exists(), process)
+        training = of_run(run.folder)
+        process.send_signal(signal.SIGUSR2)
+        assert process.wait(timeout=60) == 128 + signal.SIGUSR2
+    finally:
+        process.kill()
+    assert not any(is_alive(pid) for pid in training)
+    assert last_step(run) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"warmup_epochs": 9}, ValueError, r"warmup_epochs: expected at most epochs = 1, got 9"),
+        ({"model": "vit_of_nobody"}, ValueError, r"name: expected the name of a timm model .* got 'vit_of_nobody'"),
+        ({"batch_size": 10**6}, ValueError, r"global_batch: expected at most the .* training images, got 1000000"),
+        ({"accumulate": 7}, ValueError, r"batch_size: expected a multiple of .* 1 × 7, got 32"),
+        ({"image_size": 9}, ValueError, r"image_size: expected 8"),
+        ({"device": "cpu:x"}, ValueError, r"device: expected auto, cpu"),
+        ({"cuda_graph": True}, ValueError, r"cuda_graph: expected a CUDA device, got cpu"),
+        ({"pretrained": Path("absent.pth")}, FileNotFoundError, r"no file absent\.pth"),
+        ({"resume": "absent.pt"}, CheckpointError, r"no file absent\.pt"),
+        ({"recipe": "soup"}, ValueError, r"recipe: expected one of .* got 'soup'"),
+    ],
+)
+def test_wrong_options_are_found_before_the_first_run(options, error, message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        launch([4.0, 1.0], [0], [], replace(COMMON, **options), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_tracker_is_found_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ibvit\[wandb\]'"):
+        launch([4.0, 1.0], [0], [], replace(COMMON, track="wandb"), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_gpus_train_one_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
