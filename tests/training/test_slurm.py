@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ibvit.config import TrainConfig, command_line
 from ibvit.errors import MissingExtraError
+from ibvit.models.storage import save_weights
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.slurm import sbatch_script, submit
 from ibvit.training.sweep import SweepRun, launch, plan
@@ -231,7 +233,9 @@ def test_submit_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_only_missing_runs_go_to_slurm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    finish = property(lambda run: ["touch", str(run.folder / "model.safetensors")])
+    finished = tmp_path / "finished"
+    save_weights(finished, {"w": torch.ones(1)}, {"epoch": COMMON.epochs, "step": 1, "epochs": COMMON.epochs})
+    finish = property(lambda run: ["cp", str(finished), str(run.folder / "model.safetensors")])
     monkeypatch.setattr(SweepRun, "command", finish)
     launch([10.0], [0], [], COMMON, tmp_path)
     launch([10.0, 1.0], [0], [], COMMON, tmp_path, slurm="print")

@@ -167,8 +167,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 
 
 def sweep_of_stubs(folder: Path, script: str) -> None:
-    made = f"import shutil\ndef finish(): shutil.copy({str(finished)!r}, folder + '/model.safetensors')\n"
-    command = property(lambda run: [sys.executable, "-c", f"folder = {str(run.folder)!r}\n{made}{script}"])
+    command = property(lambda run: [sys.executable, "-c", f"folder = {str(run.folder)!r}\n{script}"])
     SweepRun.command = command  # type: ignore[method-assign]
     run_command(lambda: launch([4.0, 1.0], [0], [], COMMON, folder))
 
