@@ -18,7 +18,7 @@ from ibvit.errors import is_installed
 from ibvit.files import write_text
 from ibvit.information.backends import why_missing
 from ibvit.models import load
-from ibvit.models.storage import read_facts
+from ibvit.models.storage import fingerprint_of, read_facts
 from ibvit.ops.api import why_not_native, why_not_triton
 from ibvit.run_folder import EVALUATION, MODEL
 from ibvit.training.distributed import Processes
@@ -68,7 +68,8 @@ def evaluate_run(
             result = evaluate(model, built.val, processes, repeats=repeats, noise=noise, seed=seed, amp=amp)
         finally:
             built.close()
-    document = {"noise": noise, "seed": seed} | result.as_dict() | {"weights": read_facts(run_dir / MODEL)}
+    weights = read_facts(run_dir / MODEL) or {"sha256": fingerprint_of(run_dir / MODEL)}
+    document = {"noise": noise, "seed": seed} | result.as_dict() | {"weights": weights}
     if identity is not None:
         document |= {"data_sha256": identity.sha256["val"]}
     text = json.dumps(document, indent=2)

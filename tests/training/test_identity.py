@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import ibvit
 from ibvit.analysis.recorder import write_records
@@ -192,6 +193,21 @@ def test_a_state_that_does_not_fit_gives_way_to_the_one_before(run, tmp_path, da
     resumed(run, data)
     assert "last.pt does not fit this run" in caplog.text
     assert read_metrics(run)[-1]["step"] == 4
+
+
+def test_a_checkpoint_of_the_first_edition_resumes(run, tmp_path):
+    """It says neither what its position refers to nor of which options it is; the run knows no files."""
+    path = run / "checkpoints" / "last.pt"
+    last = read_checkpoint(path)
+    torch.save({name: value for name, value in last.items() if name not in ("sizes", "options")}, path)
+    stored = json.loads((run / "config.json").read_text())
+    del stored["data_sha256"], stored["accept_changed_data"], stored["init_from"]
+    (run / "config.json").write_text(json.dumps(stored))
+    save_file(ibvit.load(run).state_dict(), run / "model.safetensors")
+    assert set(json.loads(evaluate_run(run, repeats=1))["weights"]) == {"sha256"}
+    resumed(run, tmp_path / "a" / "shapes")
+    assert read_facts(run / "model.safetensors")["step"] == 4
+    assert read_config(run)["data_sha256"]
 
 
 def test_the_model_is_the_newest_state_and_says_which(run, tmp_path, monkeypatch):
