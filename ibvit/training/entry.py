@@ -14,7 +14,7 @@ import torch
 from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
-from ibvit.files import lock
+from ibvit.files import InUseError, lock
 from ibvit.models import VisionTransformer, create_model
 from ibvit.models.sources import read_source
 from ibvit.models.weights import load_source
@@ -40,6 +40,7 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: the checkpoint to resume from cannot be read, or a new one cannot be written.
         Interrupted: a signal came; the run is saved and can go on.
         NonFiniteLossError: the loss became infinite or NaN.
+        InUseError: another process trains in the folder.
         MissingExtraError: a package that an option needs is not installed.
 
     Example:
@@ -60,7 +61,8 @@ def train(config: TrainConfig) -> Path:
         tracker_entry(run.track)  # a package that is missing is found before anything is written
     with ExitStack() as stack:
         processes = stack.enter_context(Processes.from_environment(run.device))
-        if processes.is_main and run_dir.exists():
+        is_locked = processes.is_main and run_dir.exists()
+        if is_locked:
             stack.enter_context(lock(run_dir, LOCK, "out"))
         paths = _checkpoints(run)
         make_deterministic(run.seed)
@@ -93,9 +95,8 @@ def train(config: TrainConfig) -> Path:
                 "world_size": processes.world_size,
                 **both_betas(run, model.channels),
             }
-            if not run_dir.exists():
-                run_dir.mkdir(parents=True)
-                stack.enter_context(lock(run_dir, LOCK, "out"))
+            if not is_locked:
+                _claim(run_dir, stack)
             write_config(run_dir, run, details)
             writer = MetricsWriter(run_dir, run.track)
             stack.callback(writer.close)
@@ -105,6 +106,14 @@ def train(config: TrainConfig) -> Path:
             trainer.export()
         processes.barrier()
     return run_dir
+
+
+def _claim(run_dir: Path, stack: ExitStack) -> None:
+    """Make the folder of a new run, and lock it: not before, as an error until here leaves no folder behind."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(lock(run_dir, LOCK, "out"))
+    if (run_dir / CONFIG).exists():
+        raise InUseError(f"out: {run_dir} was made by another process meanwhile; the same command resumes its run")
 
 
 def check_patches(image_size: int, model: VisionTransformer) -> None:

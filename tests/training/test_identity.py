@@ -250,6 +250,25 @@ def test_one_process_writes_to_a_folder(run, tmp_path):
     resumed(run, tmp_path / "a" / "shapes")
 
 
+def start(config: TrainConfig) -> None:
+    try:
+        train(config)
+    except InUseError:
+        os._exit(5)
+
+
+def test_two_that_begin_the_same_run_at_once(tmp_path):
+    """One trains; the other is told, or comes when the first has finished and finds nothing to do."""
+    spawn, options = multiprocessing.get_context("spawn"), config(tree(tmp_path / "shapes"), tmp_path / "run")
+    both = [spawn.Process(target=start, args=(options,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert sorted(process.exitcode for process in both) in ([0, 5], [0, 0])
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [2, 4]
+
+
 def test_a_folder_named_as_a_built_in_set_is_said_with_a_slash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tree(tmp_path / "digits")
