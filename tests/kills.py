@@ -32,6 +32,7 @@ from ibvit.analysis.records import Records, open_runs
 from ibvit.config import TrainConfig, as_dict, words
 from ibvit.data.cache import making, pack
 from ibvit.data.files.tree import scan_tree
+from ibvit.errors import UserError
 from ibvit.figures.report import write_report
 from ibvit.models import load
 from ibvit.models.storage import fingerprint_of
@@ -51,14 +52,14 @@ def options(out: Path, data: Path, **changes) -> TrainConfig:
 
 
 def child(work: Callable[[], object], log: Path) -> None:
-    """Run work in a forked process whose words go to a file; exit code 3 is an error with a message."""
+    """Run work in a forked process whose words go to a file; exit code 3 is an error for people, 4 another."""
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
         try:
             work()
         except Exception as error:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(3)
+            os._exit(3 if isinstance(error, ValueError | TypeError | OSError | UserError) else 4)
     os._exit(0)
 
 
@@ -83,7 +84,7 @@ def training(folder: Path, data: Path, kills: int, rng: random.Random) -> None:
     while struck < kills:
         broken, log = folder / f"broken{rounds}", folder / "log"
         for _ in range(8):
-            struck += run(lambda out=broken: train(options(out, data)), log, rng.uniform(0.05, 1.5)) == -signal.SIGKILL
+            struck += run(lambda out=broken: train(options(out, data)), log, rng.uniform(0.05, 0.6)) == -signal.SIGKILL
         code = run(lambda out=broken: train(options(out, data)), log)
         same = code == 0 and fingerprint_of(broken / "model.safetensors") == fingerprint_of(whole / "model.safetensors")
         left = [path.name for path in broken.rglob("*.partial*")]
@@ -199,20 +200,29 @@ def full_disks(folder: Path, data: Path) -> None:
         print("full disks: not tried, mounting needs root")
         return
     complete = folder / "recorded"
-    for kilobytes in (40, 100, 200, 400, 800, 1600, 3200, 6000):
+    spared = shutil.ignore_patterns("records", "checkpoints", "figures")
+    for kilobytes in (40, 100, 200, 400, 800, 1600, 3200, 6400):
+        log = folder / f"full{kilobytes}"
         with small_disk(kilobytes) as disk:
-            log = folder / f"full{kilobytes}"
-            code = run(lambda d=disk: train(options(d / "run", data)), log)
+            code = run(lambda disk=disk: train(options(disk / "run", data)), log)
             note("full disk: training", {0: "right", 3: "refused"}.get(code, "silent"))
-        with small_disk(200 + kilobytes) as disk:  # the run itself takes some 150
-            shutil.copytree(complete, disk / "run", ignore=shutil.ignore_patterns("records", "checkpoints", "figures"))
-            code = run(lambda d=disk: write_records(d / "run", RecordOptions(heads="all", attention=True)), log)
+        with small_disk(kilobytes + size(complete, spared)) as disk:
+            shutil.copytree(complete, disk / "run", ignore=spared)
+            choice = RecordOptions(heads="all", attention=True)
+            code = run(lambda disk=disk, choice=choice: write_records(disk / "run", choice), log)
             note("full disk: recording", {0: "right", 3: "refused"}.get(code, "silent"))
-        with small_disk(200 + kilobytes) as disk:
+        with small_disk(kilobytes + size(data, None)) as disk:
             shutil.copytree(data, disk / "data")
-            code = run(lambda d=disk: making.pack_tree(d / "data", workers=1), log)
+            code = run(lambda disk=disk: making.pack_tree(disk / "data", workers=1), log)
             note("full disk: packing", {0: "right", 3: "refused"}.get(code, "silent"))
         print(f"{kilobytes} kB: {log.read_text().splitlines()[-1] if log.read_text() else 'fits'}")
+
+
+def size(folder: Path, spared: Callable[[str, list[str]], set[str]] | None) -> int:
+    """Kilobytes that a copy of a folder takes, in pages of four."""
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder, Path(copy) / "copy", ignore=spared)
+        return sum(4 + path.stat().st_size // 1024 for path in Path(copy).rglob("*")) + 16
 
 
 def flipped(path: Path, rng: random.Random) -> None:
@@ -270,14 +280,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = tree(folder / "shapes", train=10)
-        training(folder, data, args.kills // 2, rng)
-        recording(folder, data, args.kills // 4, rng)
-        packing(folder, args.kills // 8, rng)
-        reporting(folder, args.kills // 8, rng)
-        sweeping(folder, data, max(4, args.kills // 25), rng)
-        two_writers(folder, data, 20)
-        full_disks(folder, data)
-        flipped_bits(folder, data, max(20, args.kills // 4), rng)
+        parts = {
+            "training": lambda: training(folder, data, args.kills // 2, rng),
+            "recording": lambda: recording(folder, data, args.kills // 4, rng),
+            "packing": lambda: packing(folder, args.kills // 8, rng),
+            "reporting": lambda: reporting(folder, args.kills // 8, rng),
+            "sweeping": lambda: sweeping(folder, data, max(4, args.kills // 25), rng),
+            "two writers": lambda: two_writers(folder, data, 20),
+            "full disks": lambda: full_disks(folder, data),
+            "flipped bits": lambda: flipped_bits(folder, data, max(20, args.kills // 4), rng),
+        }
+        for name, part in parts.items():
+            print(f"{name} …", flush=True)
+            part()
     for (part, outcome), count in sorted(outcomes.items()):
         print(f"{part:28} {outcome:8} {count}")
     silent = sum(count for (_, outcome), count in outcomes.items() if outcome == "silent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,13 +34,21 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors, whole or not at all, with ``facts`` and the fingerprint in the file's header."""
+    """Write tensors as safetensors, whole or not at all, with ``facts`` and the fingerprint in the file's header.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with written_aside(path) as partial:
         known = json.dumps({**facts, "sha256": fingerprint(tensors)})
-        save_file(tensors, partial, {_HEADER: f"{hashlib.sha256(known.encode()).hexdigest()} {known}"})
+        try:
+            save_file(tensors, partial, {_HEADER: f"{hashlib.sha256(known.encode()).hexdigest()} {known}"})
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(errno.EIO, arguments.one_line(error), str(path)) from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:
