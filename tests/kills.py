@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from ibvit.analysis.recorder import RecordOptions, write_records
-from ibvit.analysis.records import Records, open_runs
+from ibvit.analysis.records import Records, RecordsError, open_runs
 from ibvit.config import TrainConfig, as_dict, words
 from ibvit.data.cache import making, pack
 from ibvit.data.files.tree import scan_tree
@@ -264,7 +264,7 @@ def flipped_bits(folder: Path, data: Path, flips: int, rng: random.Random) -> No
         try:
             same = np.array_equal(Records.open(folder / "flipped").array(name), records[name])
             note("flipped bit: records", "right" if same else "silent")
-        except ValueError:
+        except RecordsError:
             note("flipped bit: records", "refused")
         shutil.rmtree(folder / "flipped")
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ibvit import run_folder
+from ibvit.arguments import one_line
 from ibvit.config import told_apart
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
@@ -160,9 +161,9 @@ class Records:
             raise RecordsError(f"{path} is missing: run `{again}` to record it again")
         try:
             array = np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only arrays
-        except ValueError as error:
+        except Exception as error:  # numpy reads the header as Python text, and lets that reader's errors through
             raise RecordsError(
-                f"{path} is damaged ({error}): delete {path.parent} and run `ibvit record` again"
+                f"{path} is damaged ({one_line(error)}): delete {path.parent} and run `ibvit record` again"
             ) from None
         if list(array.shape) != spec["shape"] or str(array.dtype) != spec["dtype"]:
             raise RecordsError(

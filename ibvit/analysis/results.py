@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ibvit.arguments import one_line
 from ibvit.files import write_text, written_aside
 
 
@@ -83,8 +84,12 @@ class Result:
         kind = facts.pop("result", None)
         if kind != cls.__name__:
             raise ValueError(f"stem: {stem}.json holds a {kind}, expected a {cls.__name__}")
-        with np.load(f"{stem}.npz", allow_pickle=False) as arrays:
-            return cls(**facts, **{name: arrays[name] for name in arrays.files})
+        try:
+            with np.load(f"{stem}.npz", allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except Exception as error:  # numpy and zipfile each have several for a damaged file
+            raise ValueError(f"stem: {stem}.npz is damaged ({one_line(error)})") from error
+        return cls(**facts, **arrays)
 
 
 def _plain(cell: Any) -> Any:
