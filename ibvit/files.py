@@ -17,6 +17,7 @@ from typing import Any
 from ibvit.errors import UserError
 
 logger = logging.getLogger(__name__)
+_HOST = socket.gethostname()
 
 
 class InUseError(UserError):
@@ -28,7 +29,7 @@ def written_aside(path: Path, earlier: Path | None = None) -> Iterator[Path]:
     """A file to write in place of ``path``, which it becomes once it is whole and on disk.
 
     The file lies beside ``path``, under a name of its own with the same suffix. After an error it is removed, and
-    ``path`` is what it was. What a killed process of this host has left there is removed.
+    ``path`` is what it was; :func:`remove_abandoned` removes what a killed process leaves.
 
     Args:
         earlier: what the file that was there is renamed to; None: it is lost.
@@ -44,12 +45,8 @@ def written_aside(path: Path, earlier: Path | None = None) -> Iterator[Path]:
         >>> path.read_text(), [file.name for file in path.parent.iterdir()]
         ('whole', ['result.txt'])
     """
-    own = f".{path.stem}.{socket.gethostname()}-"
-    partial = path.with_name(f"{own}{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{_HOST}-{os.getpid()}.partial{path.suffix}")
     try:
-        for other in path.parent.glob(f"{glob.escape(own)}*.partial{glob.escape(path.suffix)}"):
-            if not _is_alive(other.name.removeprefix(own).partition(".")[0]):
-                other.unlink(missing_ok=True)
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -62,6 +59,13 @@ def written_aside(path: Path, earlier: Path | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the files that processes of this host were writing in a folder when they were killed."""
+    for path in folder.glob(f".*.{glob.escape(_HOST)}-*.partial*"):
+        if not _is_alive(path.name.rpartition(".partial")[0].rpartition("-")[2]):
+            path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: str) -> bool:
@@ -113,7 +117,7 @@ def lock(folder: Path, name: str, argument: str) -> Iterator[None]:
             logger.warning("%s: cannot be locked (%s); let only one process write to it", folder, error.strerror)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode(), 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": _HOST, "since": now}).encode(), 0)
         yield
         os.ftruncate(handle, 0)
     finally:

@@ -88,6 +88,8 @@ def training(folder: Path, data: Path, kills: int, rng: random.Random) -> None:
         code = run(lambda out=broken: train(options(out, data)), log)
         same = code == 0 and fingerprint_of(broken / "model.safetensors") == fingerprint_of(whole / "model.safetensors")
         left = [path.name for path in broken.rglob("*.partial*")]
+        if not same or left:
+            print(f"training: exit code {code}, the same weights: {same}, left: {left}")
         note("training", "right" if same and not left else "refused" if code == 3 else "silent")
         shutil.rmtree(broken)
         rounds += 1

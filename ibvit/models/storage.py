@@ -27,10 +27,16 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} ".encode())
+        add_tensor(digest, state[name])
     return digest.hexdigest()
+
+
+def add_tensor(digest: hashlib._Hash, tensor: Tensor) -> None:
+    """Add a tensor's type, shape and values to a digest."""
+    tensor = tensor.detach().cpu().contiguous()
+    digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ibvit.errors import CheckpointError
 from ibvit.files import written_aside
+from ibvit.models.storage import add_tensor
 
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
+_DIGEST = "sha256"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
@@ -28,7 +31,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with written_aside(last, earlier=directory / PREVIOUS) as partial:
-            torch.save(state, partial)
+            torch.save({**state, _DIGEST: digest_of(state)}, partial)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         kept = next((str(path) for path in (last, directory / PREVIOUS) if path.exists()), "none yet")
         raise CheckpointError(f"checkpoint: cannot write {last} ({error}); last good checkpoint: {kept}") from error
@@ -44,16 +47,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint: no file {path}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums in it
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is not what was saved")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"checkpoint: {path} is damaged or not a checkpoint ({reason})") from error
     if not isinstance(state, dict) or "model" not in state or "progress" not in state:
         raise CheckpointError(f"checkpoint: {path} is not a training checkpoint of ibvit")
+    if _DIGEST in state and state.pop(_DIGEST) != digest_of(state):  # torch compares no checksum
+        raise CheckpointError(f"checkpoint: {path} is damaged: it holds other values than were saved")
     return state
+
+
+def digest_of(state: Any) -> str:
+    """sha256 of nested dictionaries and sequences of tensors and plain values."""
+    digest = hashlib.sha256()
+    _add(digest, state)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, Tensor):
+        add_tensor(digest, value)
+    elif isinstance(value, Mapping):
+        digest.update(b"{%d" % len(value))
+        for key in sorted(value, key=repr):
+            digest.update(repr(key).encode())
+            _add(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(b"[%d" % len(value))
+        for item in value:
+            _add(digest, item)
+    else:
+        digest.update(f"{value!r}\n".encode())
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import torch
 from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
-from ibvit.files import InUseError, lock
+from ibvit.files import InUseError, lock, remove_abandoned
 from ibvit.models import VisionTransformer, create_model
 from ibvit.models.sources import read_source
 from ibvit.models.weights import load_source
@@ -64,6 +64,8 @@ def train(config: TrainConfig) -> Path:
         is_locked = processes.is_main and run_dir.exists()
         if is_locked:
             stack.enter_context(lock(run_dir, LOCK, "out"))
+            for folder in (run_dir, run_dir / CHECKPOINTS):
+                remove_abandoned(folder)
         paths = _checkpoints(run)
         make_deterministic(run.seed)
         if processes.device.type == "cpu":

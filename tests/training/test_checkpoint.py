@@ -85,7 +85,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     dead.wait()
     for pid in (dead.pid, os.getppid()):
         (tmp_path / f".last.{socket.gethostname()}-{pid}.partial.pt").touch()
-    save_checkpoint(tmp_path, state(1))
+    files.remove_abandoned(tmp_path)
     assert sorted(path.name.partition("-")[2] for path in tmp_path.glob(".*")) == [f"{os.getppid()}.partial.pt"]
 
 
