@@ -18,7 +18,7 @@ from ibvit.information import quadrature
 from ibvit.information.backends import Impl, open_mixture
 from ibvit.information.channel import Channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
-from ibvit.information.sampling import Batches, Plan, Replicates, Sampler
+from ibvit.information.sampling import Batches, Replicates, Sampler, SamplingPlan
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 
 Method = Literal["auto", "mc", "stratified", "quadrature"]
@@ -93,7 +93,7 @@ def information(channel: Channel, options: Options) -> Estimate:
             return result(quadrature.information(channel), 0.0, quadrature.RESOLUTION, 0, "quadrature")
         except quadrature.NotResolvedError as reason:
             _fall_back(options, reason)
-    value, stderr, batches = _sample([channel], Plan.information(1), mean_and_error, options, "I(X;U)")
+    value, stderr, batches = _sample([channel], SamplingPlan.information(1), mean_and_error, options, "I(X;U)")
     return result(float(value[0]), float(stderr[0]), 0.0, batches.samples, _sampled(options))
 
 
@@ -164,7 +164,7 @@ def _sample_nmi(
         return ratio_and_error(replicates, local, len(used))
 
     members = [channels[k] for k in used]
-    value, stderr, batches = _sample(members, Plan.shared(len(used), local), reduce, options, "NMI")
+    value, stderr, batches = _sample(members, SamplingPlan.shared(len(used), local), reduce, options, "NMI")
     terms = batches.replicates().full.tolist()
     entries = {}
     for i, (couple, (a, b)) in enumerate(zip(couples, local, strict=True)):
@@ -189,7 +189,7 @@ def _nmi_bound(shared: float, own: tuple[float, float], loose: tuple[float, floa
 
 
 def _sample(
-    channels: Sequence[Channel], plan: Plan, reduce: Reduce, options: Options, name: str
+    channels: Sequence[Channel], plan: SamplingPlan, reduce: Reduce, options: Options, name: str
 ) -> tuple[Tensor, Tensor, Batches]:
     """Draw as many samples as were asked for, or as the tolerance takes.
 

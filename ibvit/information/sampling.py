@@ -28,19 +28,19 @@ Member = tuple[int] | tuple[int, int]  # one column: log p(u|x)/p(u); two: log p
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What is drawn and what is averaged: each term is the mean of its members."""
 
     columns: list[Column]
     terms: list[tuple[Member, ...]]
 
     @classmethod
-    def information(cls, channels: int) -> Plan:
+    def information(cls, channels: int) -> SamplingPlan:
         """One term I(X;U) for each channel."""
         return cls([(k, 0) for k in range(channels)], [((k,),) for k in range(channels)])
 
     @classmethod
-    def shared(cls, channels: int, couples: Sequence[tuple[int, int]]) -> Plan:
+    def shared(cls, channels: int, couples: Sequence[tuple[int, int]]) -> SamplingPlan:
         """Terms I(U;U′) of every channel, then I(U;V) of every couple, from two draws u, u′ of each channel for an x.
 
         (u, v) and (u′, v′) are both draws of the joint channel.
@@ -113,7 +113,14 @@ class Sampler:
     """
 
     def __init__(
-        self, channels: Sequence[Channel], mixture: Mixture, plan: Plan, *, stratified: bool, control: bool, seed: int
+        self,
+        channels: Sequence[Channel],
+        mixture: Mixture,
+        plan: SamplingPlan,
+        *,
+        stratified: bool,
+        control: bool,
+        seed: int,
     ) -> None:
         self._channels, self._mixture, self._plan, self._seed = channels, mixture, plan, seed
         self._device = channels[0].mu.device

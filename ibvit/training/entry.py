@@ -22,7 +22,7 @@ from ibvit.run_folder import CHECKPOINTS, CONFIG, LOCK, MODEL
 from ibvit.training.checkpoint import checkpoints, first_usable
 from ibvit.training.distributed import Processes
 from ibvit.training.metrics import MetricsWriter
-from ibvit.training.run import architecture, both_betas, check_same_data, check_same_run, write_config
+from ibvit.training.run import both_betas, check_same_data, check_same_run, model_arguments, write_config
 from ibvit.training.trackers import tracker_entry
 from ibvit.training.trainer import Trainer
 
@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> Path:
         identity = data.identity() if processes.is_main else None
         if identity is not None and not is_new:
             check_same_data(run_dir, run.data, identity, run.accept_changed_data)
-        arguments = architecture(run, recipe, len(data.classes))
+        arguments = model_arguments(run, recipe, len(data.classes))
         model = create_model(**arguments, impl=run.impl, pretrained=False if paths else run.pretrained or False)
         if run.init_from is not None and not paths:
             load_source(model, read_source(run.init_from, "init_from"))

@@ -50,7 +50,7 @@ def git_revision() -> str:
     return revision.stdout.strip()
 
 
-def architecture(config: RunConfig, recipe: Recipe, num_classes: int) -> dict[str, Any]:
+def model_arguments(config: RunConfig, recipe: Recipe, num_classes: int) -> dict[str, Any]:
     """Arguments of :func:`ibvit.create_model` for a resolved configuration."""
     arguments = {
         "name": config.model,

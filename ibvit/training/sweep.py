@@ -28,7 +28,7 @@ from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.entry import check_patches
 from ibvit.training.interrupt import SignalWatch, start_training
-from ibvit.training.run import architecture, check_same_run, is_finished
+from ibvit.training.run import check_same_run, is_finished, model_arguments
 from ibvit.training.slurm import sbatch_script, submit
 from ibvit.training.step import TrainStep
 from ibvit.training.trackers import tracker_entry
@@ -172,7 +172,7 @@ def check_options(runs: Sequence[SweepRun], on_this_machine: bool = True) -> Non
         data = build_data(spec, rank=0, world_size=max(1, gpus), device=torch.device("cpu"))
         data.close()
         model = create_model(
-            **architecture(run, recipe, len(data.classes)), impl=run.impl, pretrained=run.pretrained or False
+            **model_arguments(run, recipe, len(data.classes)), impl=run.impl, pretrained=run.pretrained or False
         )
         if is_new:
             check_patches(run.image_size, model)

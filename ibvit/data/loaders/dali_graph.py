@@ -27,7 +27,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
 from ibvit.data.files.tree import Stored
-from ibvit.data.plans.augment import OPERATIONS, Plan
+from ibvit.data.plans.augment import OPERATIONS, AugmentationPlan
 
 _OP = {name: code for code, name in enumerate(OPERATIONS)}
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # PIL's ImageFilter.SMOOTH
@@ -135,7 +135,7 @@ def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device
     return images
 
 
-def arguments(plan: Plan, side: int) -> dict[str, NDArray[Any]]:
+def arguments(plan: AugmentationPlan, side: int) -> dict[str, NDArray[Any]]:
     """A plan as the inputs of :func:`augment_graph`, one row a sample."""
     given: dict[str, NDArray[Any]] = {
         **window_arguments(plan),
@@ -151,7 +151,7 @@ def arguments(plan: Plan, side: int) -> dict[str, NDArray[Any]]:
     return given
 
 
-def window_arguments(plan: Plan) -> dict[str, NDArray[Any]]:
+def window_arguments(plan: AugmentationPlan) -> dict[str, NDArray[Any]]:
     """The part of a plan that :func:`decode_graph` needs."""
     return {"start": plan.window[:, :2].astype(np.int32), "shape": plan.window[:, 2:].astype(np.int32)}
 
