@@ -45,8 +45,8 @@ class Spectrum(Result):
 
         Least squares of accuracy on ln(nats per patch). Fewer than two such runs give NaN, fewer than three no error.
         """
-        chosen = self.bottlenecked & (self.nats_per_patch > 0)
-        x, y = np.log(self.nats_per_patch[chosen]), self.accuracy[chosen]
+        selection = self.bottlenecked & (self.nats_per_patch > 0)
+        x, y = np.log(self.nats_per_patch[selection]), self.accuracy[selection]
         if x.size < 2 or np.ptp(x) == 0:
             return float("nan"), float("nan")
         x = x - x.mean()

@@ -12,7 +12,7 @@ MOST_NUMBERS = 70  # of cells, each with its value
 
 def draw_similarity(result: Similarity) -> Figure:
     """Left: bars with standard errors against the first head of the first run. Right: the heads of the two runs that
-    follow it in the spectrum, against each other. A question mark: too little is said to tell."""
+    follow it in the spectrum, against each other. A question mark: the head sends too little to estimate its NMI."""
     figure = style.new_figure(style.PAGE, 2.6)
     left, right = figure.subplots(1, 2, width_ratios=[1.8, 1])
     others = np.arange(1, len(result.heads))
@@ -72,6 +72,6 @@ def _draw_pair(figure: Figure, axes: Axes, result: Similarity) -> None:
 
 
 def _heads_of(result: Similarity, label: str) -> np.ndarray:
-    """Places of the heads of the first run with this label."""
+    """Indices of the heads of the first run with this label."""
     name = next(run["name"] for run in result.runs if run["label"] == label)
     return result.of_run(name)

@@ -22,7 +22,7 @@ from ibvit.information.controls import CONTROLS, GaussianControls
 from ibvit.progress import Progress
 
 BLOCK_BYTES = 1 << 26  # of the draws that are in memory together
-UNITS = 8  # at least, that batches are handed out in: the ranks that can share small work
+UNITS = 8  # batches are divided into at least so many units of work, which the ranks share
 Column = tuple[int, int]  # channel, replicate
 Member = tuple[int] | tuple[int, int]  # one column: log p(u|x)/p(u); two: log p(u,v)/(p(u) p(v))
 
@@ -179,8 +179,8 @@ class Sampler:
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=self._device)
         if self._order is None:
             return (uniform * self._components).long().flatten()
-        place = (torch.arange(strata.start, strata.stop, device=self._device) + uniform).flatten()
-        return self._order[(place * (self._components / size)).long().clamp_max(self._components - 1)]
+        position = (torch.arange(strata.start, strata.stop, device=self._device) + uniform).flatten()
+        return self._order[(position * (self._components / size)).long().clamp_max(self._components - 1)]
 
     def _draw(self, x: Tensor, column: Column, stream: tuple[int, ...]) -> _Draw:
         channel = self._channels[column[0]]
@@ -219,7 +219,7 @@ class Sampler:
         return torch.cat([value[None], controls])
 
     def _generator(self, *stream: int) -> torch.Generator:
-        """A random stream for each tuple of small integers."""
+        """A random generator of its own for each tuple of small integers."""
         state = self._seed & _WORD
         for word in stream:
             state = _mix((state + word + 1) & _WORD)

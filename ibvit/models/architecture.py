@@ -21,8 +21,8 @@ _WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "skip", "reset")
 
 def _name(argument: str, value: Any) -> None:
     if not (isinstance(value, str) and timm.is_model(value)):
-        shown = arguments.shown(value)
-        raise ValueError(f"{argument}: expected the name of a timm model (timm.list_models('vit_*')), got {shown}")
+        value_text = arguments.shown(value)
+        raise ValueError(f"{argument}: expected the name of a timm model (timm.list_models('vit_*')), got {value_text}")
     if value.startswith(("ibvit_", "vit_noattn_")):
         raise ValueError(f"{argument}: expected a backbone such as 'vit_tiny_patch16_224', got {value!r}")
 
@@ -111,8 +111,8 @@ def check_architecture(spec: Mapping[str, Any], source: str) -> None:
     """
     for name, value in spec.items():
         if name not in ARGUMENTS:
-            known = ", ".join(ARGUMENTS)
-            raise ValueError(f"{source}: architecture: expected only {known}, got {arguments.shown(name)}")
+            names = ", ".join(ARGUMENTS)
+            raise ValueError(f"{source}: architecture: expected only {names}, got {arguments.shown(name)}")
         try:
             check_argument(name, value, f"{source}: architecture: {name}")
         except TypeError as error:  # of the file's content, which is no argument of a caller

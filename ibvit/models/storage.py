@@ -38,8 +38,8 @@ def save_weights(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, An
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with written_aside(path) as partial:
-        known = json.dumps({**facts, "sha256": fingerprint(tensors)})
-        save_file(tensors, partial, {_HEADER: f"{hashlib.sha256(known.encode()).hexdigest()} {known}"})
+        facts_json = json.dumps({**facts, "sha256": fingerprint(tensors)})
+        save_file(tensors, partial, {_HEADER: f"{hashlib.sha256(facts_json.encode()).hexdigest()} {facts_json}"})
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _read(path: Path, argument: str, tensors: bool) -> tuple[dict[str, Tensor], 
     except (SafetensorError, OSError, ValueError) as error:
         reason = arguments.one_line(error)
         raise ValueError(f"{argument}: {path} is damaged or not a file of tensors ({reason})") from error
-    digest, _, known = header.partition(" ")
-    if header and digest != hashlib.sha256(known.encode()).hexdigest():
+    digest, _, facts_json = header.partition(" ")
+    if header and digest != hashlib.sha256(facts_json.encode()).hexdigest():
         raise ValueError(f"{argument}: {path} is damaged: its header is not the one that was saved")
-    return state, json.loads(known) if header else {}
+    return state, json.loads(facts_json) if header else {}

@@ -1,4 +1,4 @@
-"""The run folder: what a run is, written down before it starts, and what it leaves behind."""
+"""The configuration of a run, written before it starts, and the checks that a resumed run has the same one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "n
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter; "absent" where one is not installed."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "absent"
-    return found
+            result[package] = "absent"
+    result["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "absent"
+    return result
 
 
 def git_revision() -> str:

@@ -1,4 +1,4 @@
-"""Locks that the system lets go when their holder ends, however it ends."""
+"""Locks that the system releases when their holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def alone(path: Path, wait: bool = True) -> Iterator[None]:
     """
     while True:
         with contextlib.suppress(FileExistsError):
-            made = os.open(path, os.O_CREAT | os.O_EXCL, 0o600)
-            os.fchmod(made, 0o600)  # whatever the umask
-            os.close(made)
+            handle = os.open(path, os.O_CREAT | os.O_EXCL, 0o600)
+            os.fchmod(handle, 0o600)  # whatever the umask
+            os.close(handle)
         try:
             lock = locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except FileNotFoundError:  # its last holder removed it in between

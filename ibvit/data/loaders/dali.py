@@ -1,4 +1,4 @@
-"""Plans carried out with DALI.
+"""Augmentation plans carried out with DALI.
 
 On a GPU the whole plan is one DALI graph (:mod:`ibvit.data.loaders.dali_graph`), from the encoded file or from decoded
 pictures wherever they are. Without a GPU, DALI decodes the windows and torchvision does the rest, in threads:
@@ -79,7 +79,7 @@ class _Graph:
 
 
 class _Loaded(NamedTuple):
-    shown: int  # index of the image
+    position: int  # of the image that is shown, in the data set
     content: Any  # its file or its pixels
     size: tuple[int, int]  # height, width
     bad: list[BadFile]  # passed over on the way to it
@@ -140,7 +140,7 @@ class DaliLoader:
                 )
                 loaded = self._load(rows, judge=True)
                 images = self._render(epoch, rows, loaded)
-            index = torch.tensor([item.shown for item in loaded])
+            index = torch.tensor([item.position for item in loaded])
             yield self._batch(images, index, torch.tensor(rows)), [bad for item in loaded for bad in item.bad]
 
     def _submit(self, epoch: int, step: int) -> list[Future[list[_Loaded]]]:
@@ -169,19 +169,19 @@ class DaliLoader:
         contents = [item.content for item in loaded]
         if self._stream is not None:
             with torch.cuda.stream(self._stream):  # DALI takes pictures on the device from this thread's stream
-                made = self._graph(images=contents, **arguments(plan, side))
-                return torch.from_dlpack(made.as_tensor())
+                output = self._graph(images=contents, **arguments(plan, side))
+                return torch.from_dlpack(output.as_tensor())
         if self._source.stored == "encoded":
-            made = self._graph(images=contents, **window_arguments(plan))
-            windows = [made.at(row) for row in range(len(rows))]
+            output = self._graph(images=contents, **window_arguments(plan))
+            windows = [output.at(row) for row in range(len(rows))]
         else:
             windows = [cut(pixels, window) for pixels, window in zip(contents, plan.window, strict=True)]
         images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
 
-        def place(row: int) -> None:
+        def finish_row(row: int) -> None:
             images[row] = finish(windows[row], plan, row, side)
 
-        list(self._pool.map(place, range(len(rows))))
+        list(self._pool.map(finish_row, range(len(rows))))
         return torch.from_numpy(images)
 
     def _batch(self, images: Tensor, index: Tensor, rows: Tensor) -> Batch:

@@ -103,7 +103,7 @@ def _equalize(images: Any, side: int) -> Any:
 
 
 def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device: str) -> Any:
-    """One RandAugment operation a sample, uint8 HWC; ``op`` is an index into OPERATIONS.
+    """One RandAugment operation per sample, uint8 HWC; ``op`` is an index into OPERATIONS.
 
     Args:
         magnitude: float, as in :func:`ibvit.data.plans.augment.magnitudes`.
@@ -136,8 +136,8 @@ def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device
 
 
 def arguments(plan: AugmentationPlan, side: int) -> dict[str, NDArray[Any]]:
-    """A plan as the inputs of :func:`augment_graph`, one row a sample."""
-    given: dict[str, NDArray[Any]] = {
+    """A plan as the inputs of :func:`augment_graph`, one row per sample."""
+    inputs: dict[str, NDArray[Any]] = {
         **window_arguments(plan),
         "size": plan.size.astype(np.float32),
         "offset": plan.offset.astype(np.int32),
@@ -145,10 +145,10 @@ def arguments(plan: AugmentationPlan, side: int) -> dict[str, NDArray[Any]]:
     }
     for turn in range(plan.ops.shape[1]):
         op, magnitude = plan.ops[:, turn], plan.magnitude[:, turn]
-        given[f"op{turn}"] = op.astype(np.int32)
-        given[f"magnitude{turn}"] = magnitude.astype(np.float32)
-        given[f"matrix{turn}"] = matrices(op, magnitude, side)
-    return given
+        inputs[f"op{turn}"] = op.astype(np.int32)
+        inputs[f"magnitude{turn}"] = magnitude.astype(np.float32)
+        inputs[f"matrix{turn}"] = matrices(op, magnitude, side)
+    return inputs
 
 
 def window_arguments(plan: AugmentationPlan) -> dict[str, NDArray[Any]]:
@@ -196,10 +196,10 @@ def augment_graph(side: int, num_ops: int, device: str, stored: Stored) -> Any:
     if stored == "encoded":
         images = _decoded_window("mixed" if device == "gpu" else "cpu")
     else:
-        place = "gpu" if stored == "device" else "cpu"
+        input_device = "gpu" if stored == "device" else "cpu"
         images = fn.slice(
             fn.external_source(
-                name="images", dtype=DALIDataType.UINT8, ndim=3, layout="HWC", device=place, no_copy=True
+                name="images", dtype=DALIDataType.UINT8, ndim=3, layout="HWC", device=input_device, no_copy=True
             ),
             start=_input("start", DALIDataType.INT32, 1),
             shape=_input("shape", DALIDataType.INT32, 1),

@@ -111,7 +111,7 @@ def shuffled(seed: int, epoch: int, count: int) -> Ints:
 
 
 def _windows(uniform: Floats, sizes: Ints) -> Ints:
-    """RandomResizedCrop's window from 22 uniforms an image: the first attempt that fits, else a central crop."""
+    """RandomResizedCrop's window from 22 uniforms per image: the first attempt that fits, else a central crop."""
     height, width = sizes[:, :1], sizes[:, 1:]
     attempts = uniform[:, : 2 * _ATTEMPTS].reshape(-1, _ATTEMPTS, 2)
     area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * attempts[:, :, 0])

@@ -26,7 +26,7 @@ class Schedule(Protocol):
         """RandAugment operations for each image."""
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
 
     def rows(self, epoch: int, step: int) -> Ints:
         """Sample indices of a step, ``[b]``."""

@@ -95,7 +95,7 @@ function drawSpectrum() {
   find("spectrum").replaceChildren(svg);
 }
 
-/* Redrawing replaces nodes; the keyboard user's place must survive it. */
+/* Redrawing replaces nodes; the keyboard focus must survive it. */
 function keepFocus(selector, position, act) {
   const held = document.activeElement && document.activeElement.matches(selector);
   act();
@@ -157,7 +157,7 @@ function drawHead() {
   const box = find("head"), { firing, details } = run();
   box.replaceChildren();
   if (!firing) {
-    box.append(element("h2", {}, run().label), element("p", {}, "This run has no bottlenecks: nothing of its attention is measured."));
+    box.append(element("h2", {}, run().label), element("p", {}, "This run has no bottlenecks, so the information of its heads is not measured."));
     return;
   }
   if (chosen.head === null) {
@@ -168,7 +168,7 @@ function drawHead() {
   box.append(element("h2", {}, `Head ${name} of ${named(run())}`));
   box.append(element("p", {}, `${tidy(firing.mean[name])} nats per patch, ${firing.latents[name]} latent dimensions in use.`));
   if (!detail) {
-    box.append(element("p", {}, "The patches, attention and responses of this run's strongest heads alone are in this file."));
+    box.append(element("p", {}, "This file holds patches, attention and responses of this run's strongest heads only."));
     return;
   }
   const sides = element("div", { class: "sides" });
@@ -188,7 +188,7 @@ function drawHead() {
   const row = element("div", { class: "firing" });
   row.append(element("figure", {}, element("h3", {}, "Response to copies of the patch"), copyPaste(detail)));
   const near = element("div", { id: "nearest" }, element("h3", {}, "Nearest heads by normalised mutual information"));
-  if (!detail.nearest.length) near.append("too little is said here to compare it");
+  if (!detail.nearest.length) near.append("this head sends too little to estimate its NMI");
   for (const { run: owner, head, nmi, stderr } of detail.nearest) {
     const entry = data.runs.find((candidate) => candidate.name === owner);
     near.append(bar(`${named(entry)}, ${head}`, nmi, `${nmi.toFixed(2)} ± ${stderr.toFixed(2)}`, entry.color));
@@ -223,7 +223,7 @@ function fillLayers() {
   };
   options(find("layer"), [["sum", kl ? "all heads" : "no bottlenecks"], ...(kl ? kl.heads.map((name) => [name, `head ${name}`]) : [])]);
   const shown = Object.keys(attention || {});
-  options(find("attending"), shown.length ? shown.map((name) => [name, `head ${name}`]) : [["", "no head recorded"]]);
+  options(find("attending"), shown.length ? shown.map((name) => [name, `head ${name}`]) : [["", "no attention recorded"]]);
 }
 
 /* Nats of each patch in the chosen layer; null without bottlenecks. */
@@ -250,7 +250,7 @@ function drawImage() {
   }
   const chips = ["rank 1", "2-5", "6-10", "lower"].map((text, k) => element("span", { style: `--chip:${data.votes[k]}` }, text));
   frames.push(["Votes: rank of the patch's top class", picture(data.grid, { colors: (patch) => color(image.ranks[patch]) }), chips]);
-  if (find("attending").value) frames.push(["Attention of the patch", picture(data.grid), ["framed: the patch that looks"]]);
+  if (find("attending").value) frames.push(["Attention of the patch", picture(data.grid), ["framed: the patch whose attention is shown"]]);
   find("pictures").replaceChildren(...frames.map(([title, box, scale]) => {
     box.addEventListener("pointermove", (event) => choosePatch(patchAt(box, event)));
     box.addEventListener("pointerdown", (event) => choosePatch(patchAt(box, event)));
