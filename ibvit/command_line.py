@@ -39,10 +39,10 @@ def without_none(options: Options) -> Options:
 
 @dataclass(frozen=True)
 class TrainOptions(TrainConfig):
-    """Train a vision transformer whose attention pays β per nat that it writes."""
+    """Train a vision transformer with an information bottleneck on every attention head."""
 
     config: Path | None = None
-    """Take options from this file, such as a run's config.json; those typed beside it win (default: none)."""
+    """Take options from this file, such as a run's config.json; options on the command line win (default: none)."""
 
     def __post_init__(self) -> None:
         """Ranges are checked by :meth:`checked`: an error inside the parser would name the parser's parts."""
@@ -99,7 +99,7 @@ def _from_file(name: str, path: Path) -> list[str]:
 
 
 def run_command(command: Callable[[], Any]) -> None:
-    """Run a command; what a user can mend ends in one line, not in a traceback."""
+    """Run a command; an error that a user can correct ends in one line, not in a traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)  # stdout is for results
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("ibvit").setLevel(logging.INFO)

@@ -36,19 +36,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What `ibvit record` keeps."""
+    """What `ibvit record` saves."""
 
     heads: Literal["active", "all"] = "active"
-    """Keep mu and logvar of the active heads (more than 0.01 nats on at least one patch), or of all."""
+    """Save mu and logvar of the active heads (more than 0.01 nats on at least one patch), or of all."""
     attention: bool = False
-    """Also keep attention maps of those heads (of all heads where attention is full)."""
+    """Also save attention maps of those heads (of all heads where attention is full)."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of mu, logvar, votes and attention. float16 takes half the space, but rounds mu near 4 by 0.002, which is a
-    third of the smallest standard deviation that a head can send: keep float32 to estimate information."""
+    third of the smallest standard deviation that a head can send: use float32 to estimate information."""
     passes: int = 10
     """Noisy validation passes, for error bars on accuracy; one where nothing is random."""
     seed: int = 0
-    """Seeds the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         if self.passes < 1:

@@ -32,13 +32,13 @@ class Spectrum(Result):
 
     @property
     def pareto(self) -> np.ndarray:
-        """Which runs no other beats: none reaches their accuracy with less information, [runs]."""
+        """The Pareto front, [runs]: runs whose accuracy no other run reaches with less information."""
         nats, accuracy = self.nats_per_patch, self.accuracy
-        beaten = [
+        dominated = [
             bool(np.any((nats <= n) & (accuracy >= a) & ((nats < n) | (accuracy > a))))
             for n, a in zip(nats, accuracy, strict=True)
         ]
-        return ~np.array(beaten)
+        return ~np.array(dominated)
 
     def slope(self) -> tuple[float, float]:
         """Accuracy gained per factor e of information, over the runs with bottlenecks, and its standard error.

@@ -1,4 +1,4 @@
-"""Draws Fig. 6: NMI of the first head to survive with the heads of other runs, and between the heads of two runs."""
+"""Draws Fig. 6: NMI of the first active head with the heads of other runs, and between the heads of two runs."""
 
 import numpy as np
 from matplotlib.axes import Axes

@@ -28,12 +28,12 @@ HOOKS = ("hook_pattern", "hook_mu", "hook_logvar", "hook_z", "hook_kl", "hook_up
 class Probe:
     """What to read from one block's attention, and what to change in it.
 
-    ``cache`` maps the wanted hook names to None; the forward pass fills in the tensors.
+    ``cache`` maps the names of hooks to None; the forward pass fills in the tensors.
     """
 
     cache: dict[str, Tensor | None] = field(default_factory=dict)
     mean: bool = False  # z = μ instead of a sample
-    silent: frozenset[int] = frozenset()  # heads that write nothing and pay nothing
+    silent: frozenset[int] = frozenset()  # heads that write nothing and whose KL counts as 0
     z: dict[int, Tensor] = field(default_factory=dict)  # head → latent to use instead, broadcast to [B, N, r]
 
     def wants(self, hook: str) -> bool:

@@ -81,9 +81,10 @@ def train(config: TrainConfig) -> Path:
         if is_new:
             check_patches(run.image_size, model)
         trainer = Trainer(model, data, run, processes)
-        if (usable := first_usable(paths, trainer.check_state)) is not None:
-            log.info("resuming from %s", usable[0])
-            trainer.load_state_dict(usable[1])
+        if (checkpoint := first_usable(paths, trainer.check_state)) is not None:
+            path, state = checkpoint
+            log.info("resuming from %s", path)
+            trainer.load_state_dict(state)
         writer = None
         if identity is not None:
             details: dict[str, Any] = {

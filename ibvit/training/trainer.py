@@ -177,7 +177,7 @@ class Trainer:
             self.model, self.data.val, self.processes, repeats=repeats, seed=self.config.seed, amp=self.step.amp
         )
 
-    # Looking after the run.
+    # Checks, state and checkpoints.
 
     def _mean_sums(self) -> Tensor:
         return self.processes.sum(self.step.sums.clone()) / self.processes.world_size

@@ -1,4 +1,4 @@
-"""Packs are made whole or not at all, with all their room, and are as private as the images."""
+"""Creates packs: whole or not at all, with all their disk space reserved, and as private as the images."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _packed(folder: ImageFolder, workers: int | None) -> Pack:
     if len(broken) == len(folder):
         raise ValueError(f"data: expected readable images in {folder.root}, all {len(broken)} are broken")
     if broken:
-        print(f"{path}: {len(broken)} broken, others take their place; if you mend them, pack again")
+        print(f"{path}: {len(broken)} broken, neighbours replace them; if you mend them, pack again")
     return pack
 
 

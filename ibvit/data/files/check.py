@@ -58,7 +58,7 @@ def check_tree(root: Path, workers: int | None = None) -> int:
                 print(f"{printable(path)}: {verdict}: {why}")
         print(
             f"{folder.root}: {len(folder)} images of {len(folder.classes)} classes; {len(report.broken)} broken "
-            f"(another would take their place), {len(report.odd)} odd, {report.grey} grey (both are used)"
+            f"(neighbours would replace them), {len(report.odd)} odd, {report.grey} grey (both are used)"
         )
         broken += len(report.broken)
     return broken

@@ -38,17 +38,17 @@ _AHEAD = 2  # steps made before they are asked for
 _PARTS = 4  # of a step's images for each worker: few, as a cached picture takes less time than handing it to a thread
 
 
-def readable(folder: ImageFolder, index: int, judge: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def readable(folder: ImageFolder, index: int, use_pil: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """A file that DALI can be trusted with, and its (height, width): itself if it is a plain JPEG, else PIL's reading.
 
     Args:
-        judge: let PIL read plain JPEGs too.
+        use_pil: let PIL read plain JPEGs too.
 
     Raises:
         BadImageError: PIL cannot read it.
     """
     data = folder.encoded(index)
-    size = None if judge else plain_jpeg_size(data)
+    size = None if use_pil else plain_jpeg_size(data)
     if size is None:
         image = folder.decoded(index, data)
         size = image.height, image.width
@@ -138,7 +138,7 @@ class DaliLoader:
                 logger.warning(
                     "DALI failed on a batch, PIL decodes it instead: %s", str(error).strip().splitlines()[-1]
                 )
-                loaded = self._load(rows, judge=True)
+                loaded = self._load(rows, use_pil=True)
                 images = self._render(epoch, rows, loaded)
             index = torch.tensor([item.position for item in loaded])
             yield self._batch(images, index, torch.tensor(rows)), [bad for item in loaded for bad in item.bad]
@@ -149,10 +149,10 @@ class DaliLoader:
         parts = np.array_split(self._schedule.rows(epoch, step), self._parts)
         return [self._pool.submit(self._load, part) for part in parts]
 
-    def _load(self, rows: Ints, judge: bool = False) -> list[_Loaded]:
+    def _load(self, rows: Ints, use_pil: bool = False) -> list[_Loaded]:
         def load(index: int) -> tuple[Any, tuple[int, int]]:
             if isinstance(self._source, ImageFolder):
-                return readable(self._source, index, judge)
+                return readable(self._source, index, use_pil)
             pixels = self._source.pixels(index)
             return pixels, (pixels.shape[0], pixels.shape[1])
 

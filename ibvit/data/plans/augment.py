@@ -1,8 +1,8 @@
 """What happens to every image, drawn before any pixel is touched: crops, flips and RandAugment as numbers.
 
 The distributions are torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``RandAugment`` (2 operations,
-magnitude 9 of 31 bins). The randomness is not: every draw is a pure function of (seed, epoch, sample index), so any
-loader resumes at any step without state, and torchvision and DALI carry out *the same* plan.
+magnitude 9 of 31 bins). The random numbers are not torchvision's: every draw is a pure function of (seed, epoch, sample
+index), so any loader resumes at any step without state, and torchvision and DALI carry out *the same* plan.
 
 Layout. Philox4x32-10 (:func:`ibvit.ops.noise.philox4x32`) with::
 

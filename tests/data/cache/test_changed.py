@@ -107,7 +107,7 @@ def test_mended_files_are_packed_again(make_tree, capsys, monkeypatch, how):
             closed.setattr("ibvit.data.files.images.open", deny, raising=False)
         pack, _ = pack_tree(root, workers=1)
         assert list(np.flatnonzero(pack.state == 2)) == [3]
-        assert "train.pack: 1 broken, others take their place; if you mend them, pack again" in capsys.readouterr().out
+        assert "train.pack: 1 broken, neighbours replace them; if you mend them, pack again" in capsys.readouterr().out
         pack_tree(root, workers=1)
         assert "made again" not in capsys.readouterr().out
     if how == "written anew":

@@ -73,7 +73,7 @@ def test_epochs_pass_over_them_and_name_each_once(make_tree, caplog, kind, cache
         assert len(list(made.train.epoch(epoch))) == 1
     made.train.close()
     made.val.close()
-    named = [record.getMessage() for record in caplog.records if "takes its place" in record.getMessage()]
+    named = [record.getMessage() for record in caplog.records if "replaces it" in record.getMessage()]
     assert sorted(line.split("/")[-1].split(": ")[0] for line in named) == sorted(expected)
 
 
