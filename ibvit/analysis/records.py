@@ -67,7 +67,7 @@ class RecordsError(ValueError):
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal digest by which runs, weights and data sets are told apart."""
+    """Hexadecimal digest that distinguishes runs, weights and data sets."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -115,7 +115,7 @@ class Records:
     config: Mapping[str, Any]
     meta: Mapping[str, Any]
     apart: str = ""
-    """What tells the run apart from those beside it that have the same β or kind of attention."""
+    """What distinguishes the run from those beside it with the same β or kind of attention."""
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "Records":

@@ -24,7 +24,7 @@ class Similarity(Result):
 
     runs: list[RunIdentity]  # per head, the run that it belongs to
     heads: list[str]
-    nmi: np.ndarray  # [heads, heads]; NaN where a head carries too little to tell (error above `MOST_ERROR`)
+    nmi: np.ndarray  # [heads, heads]; NaN where a head sends too little to estimate it (error above `MOST_ERROR`)
     stderr: np.ndarray  # [heads, heads], standard error of the estimate
 
     def columns(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Identity(NamedTuple):
-    """What tells data sets apart.
+    """What distinguishes data sets.
 
     Attributes:
         classes: by label.

@@ -174,8 +174,8 @@ def report_data(runs: Sequence[Records], *, images: int = 12, samples: int = SAM
     rows = select_images(runs, images, seed=seed)
     pictures = _Pictures()
     pictures.add(first.index[rows], read_images(first, rows))
-    sending = [run for run in runs if mean_active_heads(run)]
-    likeness = similarity(sending, most=DETAILED_HEADS, samples=samples, seed=seed) if sending else None
+    active_runs = [run for run in runs if mean_active_heads(run)]
+    likeness = similarity(active_runs, most=DETAILED_HEADS, samples=samples, seed=seed) if active_runs else None
     entries = []
     for k, run in enumerate(runs):
         entry: dict[str, Any] = {

@@ -110,7 +110,7 @@ def log_axis(axis: XAxis | YAxis) -> None:
 def mark_patch(axes: Axes, patch: Any, grid: tuple[int, int], extent: tuple[int, int], mark: str = MARK) -> None:
     """Outline the patch at position `patch` of `grid` on a picture of `extent` = (height, width) pixels.
 
-    A white seam keeps the red outline apart from whatever colours the picture has.
+    A white seam keeps the red outline apart from the colours of the picture.
     """
     row, column = divmod(int(patch), grid[1])
     height, width = extent[0] / grid[0], extent[1] / grid[1]

@@ -2,7 +2,7 @@
 
 The unit of randomness is a *batch*: an independent sample of the same size, one observation of every term at once.
 Errors come from leaving out one batch at a time and doing everything else again, the regression on the control
-variates included: whatever correlation the terms, the strata or the regression bring is in them. Batches are also the
+variates included: they include every correlation of the terms, the strata and the regression. Batches are also the
 unit of work of a rank.
 """
 

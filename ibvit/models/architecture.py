@@ -1,7 +1,7 @@
-"""What an architecture may ask for: the arguments of `create_model` with their types and ranges.
+"""What an architecture may contain: the arguments of `create_model` with their types and ranges.
 
-One table for callers in Python and for configurations in files, which come from strangers: what is not in it is
-refused, so that a file can neither name another file to load nor ask for a model that no machine can build.
+One table for callers in Python and for configurations in files, which are not trusted: what is not in it is refused, so
+that a file can neither name another file to load nor describe a model that no machine can build.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def check_argument(name: str, value: Any, shown_as: str | None = None) -> None:
 
 
 def check_architecture(spec: Mapping[str, Any], source: str) -> None:
-    """Refuse an architecture from a file that asks for anything but what is in the table.
+    """Refuse an architecture from a file that contains anything but what is in the table.
 
     Args:
         spec: what stands under ``architecture`` in ``config.json``.

@@ -2,7 +2,7 @@
 
 Both modules adopt the parameters of a timm ``Attention`` under their own names (``qkv``, ``proj``, …), so a timm state
 dict loads. ``forward`` is the fast path; when a :class:`Probe` is attached, the same computation runs step by step and
-exposes or changes what the probe asks for.
+exposes or changes what the probe names.
 """
 
 from __future__ import annotations

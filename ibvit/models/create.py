@@ -99,12 +99,12 @@ def save_model(model: VisionTransformer, directory: str | Path, facts: Mapping[s
 def load(directory: str | Path) -> VisionTransformer:
     """The model of a run folder, or of an exported ``model.safetensors`` + ``config.json``, in evaluation mode.
 
-    The configuration may ask for nothing but what :mod:`ibvit.models.architecture` lists, and neither file runs code.
+    The configuration may contain nothing but what :mod:`ibvit.models.architecture` lists, and neither file runs code.
 
     Raises:
         TypeError: not a path.
         FileNotFoundError: the folder lacks one of the two files.
-        ValueError: a file is damaged, asks for what it may not, or the weights do not fit the configuration.
+        ValueError: a file is damaged, the configuration is refused, or the weights do not fit the configuration.
     """
     directory = arguments.path("directory", directory)
     run = read_run(directory, "directory")

@@ -54,7 +54,7 @@ def _probe(attention: Attention) -> Probe:
 
 @contextmanager
 def noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Draw the noise inside from ``seed``: what runs inside can be repeated. Afterwards the model goes on as before.
+    """Draw the noise inside from ``seed``: what runs inside can be repeated. Then the model has its own noise again.
 
     Each forward pass inside moves on by one step, so batches get different noise.
 

@@ -134,7 +134,7 @@ def read_run(folder: Path, argument: str) -> Run:
 
     Raises:
         FileNotFoundError: the folder lacks its configuration or its weights.
-        ValueError: one of them is damaged, asks for what it may not, or they do not fit each other.
+        ValueError: one of them is damaged, the architecture is refused, or they do not fit each other.
     """
     spec = run_folder.read_config(folder, argument)["architecture"]
     weights, config = folder / run_folder.MODEL, folder / run_folder.CONFIG
@@ -158,7 +158,7 @@ def build_skeleton(spec: Mapping[str, Any], source: str) -> VisionTransformer:
     """The model of an architecture from a file, without memory for its weights.
 
     Raises:
-        ValueError: the architecture asks for what it may not, or cannot be built.
+        ValueError: the architecture contains what it may not, or cannot be built.
     """
     check_architecture(spec, source)
     try:

@@ -123,7 +123,7 @@ def _heads(source: timm_vit.VisionTransformer) -> int:
 
 @torch.no_grad()
 def load_source(model: VisionTransformer, source: Source, grid: Grid | None = None) -> Loaded:
-    """See :func:`load_backbone`; a `grid` from the caller goes before the one that the source knows."""
+    """See :func:`load_backbone`; a `grid` from the caller overrides the one of the source."""
     _check_target(model, grid)
     check_tensors(source)
     own, state = model.state_dict(), dict(source.state)
@@ -185,7 +185,7 @@ def _check_target(model: Any, grid: Any) -> None:
 
 
 def _check_blocks(model: VisionTransformer, source: Source) -> None:
-    """What no shape tells: the number of blocks and, where it is known, of heads."""
+    """Check what shapes do not show: the number of blocks and, where it is known, of heads."""
     blocks = 1 + max((int(match[1]) for name in source.state if (match := _BLOCK.match(name))), default=-1)
     if blocks and blocks != model.num_blocks:
         raise ValueError(f"{source.label}: expected {model.num_blocks} blocks as the model has, got {blocks}")

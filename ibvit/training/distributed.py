@@ -109,8 +109,8 @@ class Processes:
 def _store_of_this_attempt() -> dist.Store:
     """torchrun's store, with the keys of this attempt apart from those of attempts before a restart.
 
-    torchrun goes on with the same store after a restart (seen with torch 2.15), and a process that is quick reads the
-    address of a peer that is dead. On several nodes the attempts are counted by each node for itself, so there the
+    torchrun uses the same store after a restart (seen with torch 2.15), and a process that starts early reads the
+    address of a peer that has ended. On several nodes the attempts are counted by each node for itself, so there the
     store stays as torch gives it.
     """
     store, _, _ = next(dist.rendezvous("env://"))

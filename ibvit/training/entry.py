@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError: an option, the data or the run folder is not what it should be.
         CheckpointError: the checkpoint to resume from cannot be read, or a new one cannot be written.
-        Interrupted: a signal came; the run is saved and can go on.
+        Interrupted: a signal came; the run is saved and can resume.
         NonFiniteLossError: the loss became infinite or NaN.
         MissingExtraError: a package that an option needs is not installed.
 
@@ -155,7 +155,7 @@ def make_deterministic(seed: int) -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the whole process.
 
-    Every step asks for the same blocks, and the system clears each new page: this saves half of the page faults and
+    Every step allocates the same blocks, and the system clears each new page: this avoids half of the page faults and
     about 5 % of a step of digits or repetition (one thread of a two-core AMD EPYC).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

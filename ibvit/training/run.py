@@ -105,11 +105,11 @@ def check_same_run(run_dir: Path, config: RunConfig) -> None:
         raise ValueError(f"out: {run_dir} holds a run with other options ({'; '.join(differing)}); give another --out")
     now, then = versions()["torch"], stored.get("versions", {}).get("torch", "unknown")
     if now != then:
-        log.warning("%s was started with torch %s; torch %s goes on from it, not bit for bit", run_dir, then, now)
+        log.warning("%s was started with torch %s; torch %s resumes it, not bit for bit", run_dir, then, now)
 
 
 def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) -> None:
-    """Refuse to go on with a run whose data set has changed, unless that is accepted; other classes never are.
+    """Refuse to resume a run whose data set has changed, unless that is accepted; other classes are always refused.
 
     Raises:
         ValueError: names what differs.
@@ -121,10 +121,10 @@ def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) 
     if differing and not accept:
         raise ValueError(
             f"data: {data} is not the data set of {run_dir} ({'; '.join(differing)}); "
-            "--accept-changed-data goes on with it"
+            "--accept-changed-data continues with it"
         )
     if differing:
-        log.warning("%s goes on with changed data (%s)", run_dir, "; ".join(differing))
+        log.warning("%s continues with changed data (%s)", run_dir, "; ".join(differing))
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -137,7 +137,7 @@ def is_finished(config: RunConfig) -> bool:
         return False
     try:
         facts = read_facts(model)
-    except ValueError:  # damaged: training goes on from the checkpoint, and writes it again
+    except ValueError:  # damaged: training resumes from the checkpoint, and writes it again
         return False
     if "step" in facts:
         epoch, step = facts["epoch"], facts["step"]

@@ -111,7 +111,7 @@ class _Graph:
     """A step as one CUDA graph: the first steps run as they are, the next is captured, the rest are replays.
 
     All of them are steps of training, so nothing has to be undone after the warm-up, and replays launch the kernels
-    that the first steps launched: a run that goes on after an interruption is the same run.
+    that the first steps launched: a run that resumes after an interruption is the same run.
 
     Attributes:
         stream: where the first steps run and DDP is set up; the default stream cannot be captured.

@@ -59,7 +59,7 @@ def open_tracker(track: str, run_dir: Path) -> tuple[Send, Callable[[], None]]:
     identity, name = _identity(run_dir), run_dir.resolve().name
     if track == "wandb":
         run = entry(project=_PROJECT, dir=str(run_dir), name=name, id=identity, resume="allow", config=config)
-    else:  # trackio knows a run by its name alone
+    else:  # trackio identifies a run by its name alone
         run = entry(project=_PROJECT, name=f"{name}-{identity[:8]}", resume="allow", config=config)
     return lambda values, step: run.log(values, step=step), run.finish
 

@@ -5,8 +5,8 @@ They lie in the GPU's memory (:mod:`ibvit.data.cache.device`), in this machine's
 (:mod:`ibvit.data.cache.pack`). Those in memory are filled as pictures are first asked for.
 
 DALI's decoder has a cache of its own (``decoders.image(device="mixed", cache_size=…)``). It is not used: it does not
-hold windows of images (``decoders.image_slice``), knows images by the names that DALI's readers give them, wants its
-size before the images are known, and exists on a GPU only, while these pictures serve both loaders and the CPU.
+hold windows of images (``decoders.image_slice``). It identifies images by the names that DALI's readers give them. It
+needs its size before the images are known, and exists on a GPU only. The caches here serve both loaders and the CPU.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
 
     Raises:
         ValueError: an unknown mode, or one that this machine has no room for.
-        NoRoomError: somebody else took the memory meanwhile.
+        NoRoomError: another process took the memory meanwhile.
     """
     if mode not in MODES:
         raise ValueError(f"cache: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -121,7 +121,7 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
             return Sources(arenas[0], arenas[1], "gpu")
         packs = [shared.memory_pack(*split, size) for split, size in zip(splits_with_contents, sizes, strict=True)]
         return Sources(packs[0], packs[1], "ram")
-    except (OSError, torch.OutOfMemoryError) as error:  # somebody else took the room meanwhile
+    except (OSError, torch.OutOfMemoryError) as error:  # another process took the memory meanwhile
         why = str(error).splitlines()[0]
         if is_open:
             logger.warning("cache: off, pictures are decoded each time: %s", why)

@@ -14,7 +14,7 @@ def locked(path: Path, how: int) -> IO[str]:
     """An existing file, locked as ``fcntl.flock`` says, until it is closed.
 
     Raises:
-        BlockingIOError: somebody has it locked, and ``how`` says not to wait.
+        BlockingIOError: another process has locked it, and ``how`` says not to wait.
         FileNotFoundError: it is not there, or was removed meanwhile.
     """
     lock = open(path, "r+")  # noqa: SIM115 -- held open

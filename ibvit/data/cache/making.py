@@ -68,7 +68,7 @@ def open_disk_pack(folder: ImageFolder, made_from: Contents) -> Pack:
     """The pack of a split on disk.
 
     Raises:
-        PackError: it is absent, damaged, made from other files, or somebody else can change it.
+        PackError: it is absent, damaged, made from other files, or another user can change it.
     """
     path = disk_pack(folder)
     if path.exists():
@@ -104,7 +104,7 @@ def _packed(folder: ImageFolder, workers: int | None) -> Pack:
     made_from = contents(folder)
     try:
         pack = open_disk_pack(folder, made_from)
-        if mended := pack.mended():  # times of files tell nothing of permissions, nor of a server that was down
+        if mended := pack.mended():  # times of files do not show permissions, nor a server that was down
             raise PackError(f"{path}: {mended} images were broken when they were packed and are not now")
     except PackError as error:
         if os.path.lexists(path):
@@ -150,7 +150,7 @@ def _as_private_as(folder: ImageFolder, parent: Path) -> int:
             files[-1] = os.path.realpath(files[-1])
             real.setdefault(os.path.dirname(files[-1]), os.path.dirname(files[-1]))
     way = {above for inner in real.values() for above in (Path(inner), *Path(inner).parents)}
-    way -= {parent.resolve(), *parent.resolve().parents}  # whoever reads the pack comes this way too
+    way -= {parent.resolve(), *parent.resolve().parents}  # every reader of the pack passes these folders too
     groups, others = True, True
     for paths, needed in ((files, 0o4), (way, 0o1)):
         for path in paths:

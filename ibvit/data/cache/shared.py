@@ -1,9 +1,9 @@
 """Packs in this machine's memory, shared by all processes of a user that read the same files.
 
-They lie in a folder that nobody else can enter. Others may put a folder of any name beside it: what is not this user's
+They lie in a folder that no other user can enter. Others may put any folder beside it: what is not this user's
 own, or not closed to others, is passed over and never read.
 
-Each process that uses a pack holds a lock on it, which the system lets go when the process ends, however it ends. The
+Each process that uses a pack holds a lock on it, which the system releases when the process ends, however it ends. The
 last process that leaves removes the pack; what killed processes left is used again or removed by the next. Packs are
 made and cleared away by one process at a time.
 """
@@ -49,7 +49,7 @@ def memory_pack(folder: ImageFolder, made_from: Contents, sizes: Ints) -> Pack:
         try:
             lock = locked(pack_dir / FOLDER, fcntl.LOCK_SH)
             pack = Pack(pack_dir, folder, made_from)
-        except (OSError, PackError):  # absent, or what somebody left who was killed
+        except (OSError, PackError):  # absent, or left by a process that was killed
             shutil.rmtree(pack_dir, ignore_errors=True)
             pack = create_pack(pack_dir, folder, made_from, sizes)
             lock = locked(pack_dir / FOLDER, fcntl.LOCK_SH)
@@ -89,7 +89,7 @@ def _remove_unused(pack_dir: Path) -> None:
 
 
 def _own_folders() -> list[Path]:
-    """This user's folders in memory; there may be several where somebody took the first name for a while."""
+    """This user's folders in memory; there are several if another user had the first name for a while."""
     return [folder for folder in sorted(HOME.glob(f"ibvit-{os.geteuid()}*")) if _is_private(folder)]
 
 
@@ -100,7 +100,7 @@ def _own_folder() -> Path:
 
 
 def _is_claimed(folder: Path) -> bool:
-    """Whether a folder is this user's own, made here if there was none; not where somebody else was first."""
+    """Whether a folder is this user's own, created here if there was none; False if another user has it."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         folder.chmod(0o700)  # whatever the umask
@@ -108,7 +108,7 @@ def _is_claimed(folder: Path) -> bool:
 
 
 def _is_private(folder: Path) -> bool:
-    """A folder of this user's, no link to one, that nobody else can enter."""
+    """A folder of this user, not a link to one, that no other user can enter."""
     try:
         status = folder.lstat()
     except OSError:

@@ -123,8 +123,8 @@ def _check_folder(folder: Path, names: set[str]) -> None:
     for existing in (folder, *folder.parents):
         if existing.exists() and not existing.is_dir():
             raise ValueError(f"out: expected a folder, {existing} is a file")
-    strangers = set(os.listdir(folder)) - names if folder.is_dir() else set()
-    visible = sorted(name for name in strangers if not name.startswith("."))
+    others = set(os.listdir(folder)) - names if folder.is_dir() else set()
+    visible = sorted(name for name in others if not name.startswith("."))
     if visible:
         raise ValueError(f"out: expected only what belongs to ImageNet-100 in {folder}, found {visible[0]!r} too")
 

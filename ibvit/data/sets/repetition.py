@@ -4,7 +4,7 @@ An image is a grid of 36 patches, each one of 256 fixed random textures. In clas
 "repeated" one of them stands at several random positions. Training images have 4 to 24 copies (many copies make the
 task easy to discover); validation images have 6. Every single patch has the same distribution in both classes, so a
 model without attention can only profit from the larger spread of a repeated patch's vote, which is little at 6 copies;
-a model with attention has to move information between patches. This is the smallest task that asks for the repetition
+a model with attention has to move information between patches. This is the smallest task that needs the repetition
 tag of the paper's first active heads (§4.2, Figs. 4-5).
 """
 
