@@ -56,7 +56,11 @@ PLANS = {
         train=replace(SMALL, data="digits", epochs=30, beta_warmup_epochs=30),
     ),
 }
-TOY = {"digits": SpectrumPlan(betas=(1.0,), seeds=(0,), train=replace(SMALL, data="digits", epochs=1, beta_warmup_epochs=1))}
+TOY = {
+    "digits": SpectrumPlan(
+        betas=(1.0,), seeds=(0,), train=replace(SMALL, data="digits", epochs=1, beta_warmup_epochs=1)
+    )
+}
 HELP = 0.05
 """Accuracy beyond that without attention from which communication counts as helping."""
 

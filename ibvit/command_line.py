@@ -86,12 +86,12 @@ def _from_file(name: str, path: Path) -> list[str]:
         raise ValueError(f"{argument}: expected a JSON file of options, got {path} ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{argument}: expected a JSON object of options in {path}, got a {type(content).__name__}")
-    known = {option.name for option in fields(TrainConfig)}
+    option_names = {option.name for option in fields(TrainConfig)}
     is_of_a_run = "architecture" in content  # config.json holds more than options
-    if unknown := sorted(set(content) - known) if not is_of_a_run else []:
+    if unknown := sorted(set(content) - option_names) if not is_of_a_run else []:
         raise ValueError(f"{argument}: {path} holds {unknown[0]!r}, which is not an option of train.py")
     skipped = _NOT_FROM_A_FILE | (_OF_THE_SWEEP if name == "--train.config" else set())
-    options = {key: value for key, value in content.items() if key in known - skipped}
+    options = {key: value for key, value in content.items() if key in option_names - skipped}
     for key, value in options.items():
         if not isinstance(value, str | int | float | NoneType):
             raise ValueError(f"{argument}: {path} holds {key} = {value!r}; expected text, a number, true or false")

@@ -15,7 +15,7 @@ SAMPLES = 1 << 14
 """Draws of patches behind each NMI. Fixed, with errors shown, as in the paper: with a tolerance,
 the head that sends least would decide how long all take."""
 MOST_ERROR = 0.1
-"""Standard error beyond which an NMI, between 0 and 1, says nothing."""
+"""Standard error beyond which an NMI, between 0 and 1, is not shown."""
 
 
 @dataclass(frozen=True)

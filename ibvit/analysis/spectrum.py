@@ -15,7 +15,7 @@ from ibvit.models import kl as kl_accounting
 
 @dataclass(frozen=True)
 class Spectrum(Result):
-    """Where each run stands. Nats per patch are 0 without attention and infinite with full attention."""
+    """Accuracy and information of each run. Nats per patch are 0 without attention and infinite with full attention."""
 
     runs: list[RunIdentity]
     nats_per_patch: np.ndarray  # [runs], nats, summed over heads, mean over patches and images

@@ -38,7 +38,7 @@ def effective_classes(patch_logits: np.ndarray) -> np.ndarray:
 
 
 def vote_ranks(patch_logits: np.ndarray) -> np.ndarray:
-    """Where each patch's top class stands in the image's own ranking, from 1.
+    """The rank of each patch's top class in the image's own ranking, from 1.
 
     [images, patches, classes] → [images, patches]
 

@@ -111,7 +111,7 @@ def _is_whole(path: Path, spec: Mapping[str, Any]) -> bool:
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A .npy file of zeros in a file of its own: one that stands there may be open for reading."""
+    """Create a .npy file of zeros. An existing file is unlinked, not overwritten: it may be open for reading."""
     path.unlink(missing_ok=True)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     size = math.prod(shape) * dtype.itemsize

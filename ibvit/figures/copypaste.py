@@ -51,13 +51,13 @@ def _draw_shifts(axes: Any, result: CopyPaste, k: int) -> None:
 
 def _draw_examples(figure: Any, result: CopyPaste) -> None:
     examples, amounts = result.example_images.shape[:2]
-    shown = min(2, examples)
+    count = min(2, examples)
     grid = result.example_places.shape[2:]
     extent = result.example_images.shape[2:4]
-    axes = figure.subplots(2, shown * amounts, squeeze=False)
+    axes = figure.subplots(2, count * amounts, squeeze=False)
     for cell in axes.flat:
         style.bare(cell)
-    for example in range(shown):
+    for example in range(count):
         patch = result.patch[example]
         highest = result.example_attention[0, example].max()
         for amount in range(amounts):

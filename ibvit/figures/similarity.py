@@ -56,8 +56,8 @@ def _name_runs(axes: Axes, result: Similarity, others: np.ndarray) -> None:
 
 def _draw_pair(figure: Figure, axes: Axes, result: Similarity) -> None:
     labels = list(dict.fromkeys(run["label"] for run in result.runs))
-    chosen = labels[1:3] if len(labels) > 2 else labels[:2] * (2 // max(1, len(labels[:2])))
-    first, second = (_heads_of(result, label) for label in (chosen[0], chosen[-1]))
+    pair = labels[1:3] if len(labels) > 2 else labels[:2] * (2 // max(1, len(labels[:2])))
+    first, second = (_heads_of(result, label) for label in (pair[0], pair[-1]))
     values = result.nmi[np.ix_(first, second)]
     picture = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for (row, column), value in np.ndenumerate(values):

@@ -103,7 +103,7 @@ def check_architecture(spec: Mapping[str, Any], source: str) -> None:
     """Refuse an architecture from a file that contains anything but what is in the table.
 
     Args:
-        spec: what stands under ``architecture`` in ``config.json``.
+        spec: the value of ``architecture`` in ``config.json``.
         source: argument and file, for messages.
 
     Raises:

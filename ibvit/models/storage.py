@@ -1,4 +1,4 @@
-"""Weights in a file that says what they are and whether it is whole."""
+"""Weights in a safetensors file with facts about them and a checksum."""
 
 from __future__ import annotations
 

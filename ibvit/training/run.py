@@ -130,7 +130,7 @@ def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) 
 def is_finished(config: RunConfig) -> bool:
     """Whether the recorded progress of a run has reached its last epoch, or ``max_steps``.
 
-    Weights of the first edition do not say how far they are: its metrics do.
+    Weights of the first edition do not store their step; the metrics of the run do.
     """
     model = config.out / run_folder.MODEL
     if not model.is_file():

@@ -32,7 +32,7 @@ _CHECK_STEPS = 20  # steps between checks of the loss on a GPU; each check waits
 
 @dataclass
 class Position:
-    """Where training stands; ``step`` optimiser steps are done in all."""
+    """How far training is; ``step`` counts the optimiser steps of all epochs."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -103,7 +103,7 @@ class Trainer:
         return self.config.max_steps is not None and self.position.step >= self.config.max_steps
 
     def _train_epoch(self, signals: SignalWatch) -> float:
-        """Train to the end of the epoch; seconds spent waiting for data."""
+        """Train to the end of the epoch; returns the seconds spent waiting for data."""
         check_interval = _CHECK_STEPS if self.device.type == "cuda" else 1
         waited = 0.0
         bar = Progress(
@@ -228,7 +228,7 @@ class Trainer:
         """Check that :meth:`load_state_dict` can take a state.
 
         Raises:
-            ValueError, KeyError: it lacks a part, is of another model, or stands where this run never does.
+            ValueError, KeyError: it lacks a part, is of another model, or has a position that this run never reaches.
         """
         own = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         stored = {name: tuple(value.shape) for name, value in state["model"].items()}
@@ -243,7 +243,7 @@ class Trainer:
             raise ValueError(f"it counts {stored_steps} steps per epoch, this run {steps}: other data or batch size")
         done = position.epoch * stored_steps + position.step_in_epoch
         if position.step != done or not 0 <= position.epoch <= self.epochs or not 0 <= position.step_in_epoch <= steps:
-            raise ValueError(f"it stands at {position}, which this run of {self.epochs} epochs does not reach")
+            raise ValueError(f"its position is {position}, which this run of {self.epochs} epochs does not reach")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a state that :meth:`check_state` lets pass."""
@@ -271,7 +271,7 @@ class Trainer:
         self.processes.barrier()
 
     def export(self) -> None:
-        """Write the weights as they are now, and where training stands."""
+        """Write the weights as they are now, with the position of training."""
         position = {"epoch": self.position.epoch, "step": self.position.step, "epochs": self.epochs}
         save_model(self.model, self.config.out, position)
 

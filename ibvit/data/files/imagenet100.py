@@ -137,14 +137,14 @@ def _make_split(split: Path, files: Mapping[str, Sequence[Path]], how: Literal["
         folder = split / wnids[at]
         folder.mkdir(parents=True, exist_ok=True)
         for file in files[wnids[at]]:
-            _place(file, folder / file.name, how)
+            _link_or_copy(file, folder / file.name, how)
         return len(files[wnids[at]])
 
     verb = "linking" if how == "link" else "copying"
     return sum(for_all(make, len(wnids), None, f"{verb} {split.name}", "classes"))
 
 
-def _place(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
+def _link_or_copy(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
     if how == "link":
         if not target.exists():
             target.unlink(missing_ok=True)  # a link that leads nowhere

@@ -125,11 +125,11 @@ class DaliLoader:
 
     def _steps(self, epoch: int, start: int) -> Iterator[tuple[Batch, list[BadFile]]]:
         """Made in the prefetching thread; the next step's files are read meanwhile."""
-        coming = self._submit(epoch, start)
+        next_futures = self._submit(epoch, start)
         for step in range(start, len(self)):
-            loading, coming = coming, self._submit(epoch, step + 1)
+            futures, next_futures = next_futures, self._submit(epoch, step + 1)
             rows = self._schedule.rows(epoch, step)
-            loaded = [item for future in loading for item in future.result()]
+            loaded = [item for future in futures for item in future.result()]
             try:
                 images = self._render(epoch, rows, loaded)
             except RuntimeError as error:

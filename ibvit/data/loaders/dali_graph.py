@@ -44,8 +44,8 @@ def matrices(ops: NDArray[np.int64], magnitude: NDArray[np.floating], side: int)
     for name, row, column, sign in (
         ("ShearX", 0, 1, 1), ("ShearY", 1, 0, 1), ("TranslateX", 0, 2, -1), ("TranslateY", 1, 2, -1)
     ):  # fmt: skip
-        chosen = ops == _OP[name]
-        maps[chosen, row, column] = sign * magnitude[chosen]
+        is_op = ops == _OP[name]
+        maps[is_op, row, column] = sign * magnitude[is_op]
     rotated = ops == _OP["Rotate"]
     angle = np.radians(magnitude[rotated])
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1).reshape(-1, 2, 2)
@@ -98,8 +98,8 @@ def _equalize(images: Any, side: int) -> Any:
     step = dmath.floor(below / 255.0)
     too_few = fn.cast(step == 0.0, dtype=DALIDataType.FLOAT)  # pixels to equalize: the channel stays
     stretch = (below / 255.0) / (step + too_few)
-    kept = fn.cast(images, dtype=DALIDataType.FLOAT)
-    return _truncated((1.0 - too_few) * (levels * stretch + 0.5) + too_few * kept)
+    unchanged = fn.cast(images, dtype=DALIDataType.FLOAT)
+    return _truncated((1.0 - too_few) * (levels * stretch + 0.5) + too_few * unchanged)
 
 
 def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device: str) -> Any:

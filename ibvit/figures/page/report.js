@@ -97,9 +97,9 @@ function drawSpectrum() {
 
 /* Redrawing replaces nodes; the keyboard focus must survive it. */
 function keepFocus(selector, position, act) {
-  const held = document.activeElement && document.activeElement.matches(selector);
+  const hadFocus = document.activeElement && document.activeElement.matches(selector);
   act();
-  if (held) document.querySelectorAll(selector)[position].focus();
+  if (hadFocus) document.querySelectorAll(selector)[position].focus();
 }
 
 function drawFiring() {
@@ -222,8 +222,8 @@ function fillLayers() {
     select.value = pairs[0][0];
   };
   options(find("layer"), [["sum", kl ? "all heads" : "no bottlenecks"], ...(kl ? kl.heads.map((name) => [name, `head ${name}`]) : [])]);
-  const shown = Object.keys(attention || {});
-  options(find("attending"), shown.length ? shown.map((name) => [name, `head ${name}`]) : [["", "no attention recorded"]]);
+  const heads = Object.keys(attention || {});
+  options(find("attending"), heads.length ? heads.map((name) => [name, `head ${name}`]) : [["", "no attention recorded"]]);
 }
 
 /* Nats of each patch in the chosen layer; null without bottlenecks. */
