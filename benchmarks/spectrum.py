@@ -34,7 +34,7 @@ from ibvit.training.sweep import SweepRun, plan, table, train_missing
 
 
 @dataclass(frozen=True)
-class Plan:
+class SpectrumPlan:
     """What to train on one data set."""
 
     betas: tuple[float, ...]
@@ -45,18 +45,22 @@ class Plan:
 # A narrow bottleneck is enough here. β rises until the end: heads learn what to send before information is expensive.
 SMALL = TrainConfig(latent_dim=4, hidden_dim=16, eval_every=2, device="cpu")
 PLANS = {
-    "repetition": Plan(
+    "repetition": SpectrumPlan(
         betas=(10.0, 2.0, 1.0, 0.1, 0.0),
         seeds=(0, 1),
         train=replace(SMALL, data="repetition", epochs=10, beta_warmup_epochs=10),
     ),
-    "digits": Plan(
+    "digits": SpectrumPlan(
         betas=(10.0, 1.0, 0.1, 0.0),
         seeds=(0,),
         train=replace(SMALL, data="digits", epochs=30, beta_warmup_epochs=30),
     ),
 }
-TOY = {"digits": Plan(betas=(1.0,), seeds=(0,), train=replace(SMALL, data="digits", epochs=1, beta_warmup_epochs=1))}
+TOY = {
+    "digits": SpectrumPlan(
+        betas=(1.0,), seeds=(0,), train=replace(SMALL, data="digits", epochs=1, beta_warmup_epochs=1)
+    )
+}
 HELP = 0.05
 """Accuracy beyond that without attention from which communication counts as helping."""
 

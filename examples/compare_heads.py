@@ -2,8 +2,8 @@
 
     python examples/compare_heads.py
 
-Two "heads" look at the same 100,000 patches. Of 32 latent dimensions each has collapsed but one, and the two live ones
-follow a common cause: the normalised mutual information says how much of what one head says the other says too.
+Two "heads" encode the same 100,000 patches. All but one of their 32 latent dimensions have collapsed. The two active
+dimensions share a cause, and the normalised mutual information measures how much of their information is common.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def environment() -> None:
 
 @app.command(name="train")
 def train_command(options: tyro.conf.OmitArgPrefixes[TrainOptions]) -> None:
-    """Train a model: what train.py does, wherever ibvit is installed."""
+    """Train a model, as train.py does."""
     _train(options.checked())
 
 
@@ -124,8 +124,8 @@ def record(
 
     Args:
         run: run folders.
-        heads: keep mu and logvar of the active heads (over 0.01 nats on at least one patch), or of all.
-        attention: also keep attention maps of those heads.
+        heads: save mu and logvar of the active heads (over 0.01 nats on at least one patch), or of all.
+        attention: also save attention maps of those heads.
         dtype: of mu, logvar, votes and attention.
         passes: noisy validation passes, for error bars on accuracy.
         seed: of the noise.
@@ -164,23 +164,23 @@ def nmi(
     Args:
         a: RUN:block.head of a recorded run (runs/x:11.0), or a .npz or .safetensors file with mu and logvar, [M, d].
         b: the other, over the same M patches.
-        samples: draws, such as 2e7 (default: as many as the tolerance takes).
+        samples: draws, such as 2e7 (default: as many as the tolerance needs).
         tolerance: standard error to stop at.
         method: auto integrates heads of one active dimension and samples others; mc is the paper's Eq. 4 to the letter.
         seed: of the sampling.
-        impl: where the sums are done.
+        impl: backend of the sums: native (CPU library), triton (GPU), or torch (plain torch).
     """
     import ibvit
 
     if samples is not None and not (isfinite(samples) and samples == int(samples)):
         raise ValueError(f"samples: expected a whole number, got {samples:g}")
-    drawn = None if samples is None else int(samples)
+    draws = None if samples is None else int(samples)
     first, second = _channels(a, b)
-    found = ibvit.nmi(first, second, samples=drawn, tolerance=tolerance, method=method, seed=seed, impl=impl)
-    if isnan(found.value):
+    estimate = ibvit.nmi(first, second, samples=draws, tolerance=tolerance, method=method, seed=seed, impl=impl)
+    if isnan(estimate.value):
         raise ValueError(f"NMI of {a} and {b}: not a number, at least one of them carries too little information")
-    print(f"NMI {found.value:.6f} ± {found.stderr:.1g} (standard error), bias at most {found.bias_bound:.1g}")
-    print(f"{found.method}, {found.samples} samples, {found.seconds:.1f} s")
+    print(f"NMI {estimate.value:.6f} ± {estimate.stderr:.1g} (standard error), bias at most {estimate.bias_bound:.1g}")
+    print(f"{estimate.method}, {estimate.samples} samples, {estimate.seconds:.1f} s")
 
 
 def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
@@ -221,11 +221,11 @@ def sweep(
     """Train the runs of a spectrum: trains what is missing, resumes what was interrupted, skips what is finished.
 
     Args:
-        betas: a run with bottlenecks for each.
-        seeds: all runs for each.
+        betas: one run with bottlenecks per value.
+        seeds: all runs once per seed.
         data: as in train.py.
         attention: also runs at these ends of the spectrum.
-        out: where the run folders go.
+        out: folder in which the run folders are created.
         jobs: runs at a time.
         slurm: print an sbatch script of an array job instead, or submit one (pip install submitit).
         sbatch: options of the array job, such as gres=gpu:8 time=24:00:00.

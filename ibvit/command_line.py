@@ -39,10 +39,10 @@ def without_none(options: Options) -> Options:
 
 @dataclass(frozen=True)
 class TrainOptions(TrainConfig):
-    """Train a vision transformer whose attention pays β per nat that it writes."""
+    """Train a vision transformer with an information bottleneck on every attention head."""
 
     config: Path | None = None
-    """Take options from this file, such as a run's config.json; those typed beside it win (default: none)."""
+    """Take options from this file, such as a run's config.json; options on the command line win (default: none)."""
 
     def __post_init__(self) -> None:
         """Ranges are checked by :meth:`checked`: an error inside the parser would name the parser's parts."""
@@ -86,12 +86,12 @@ def _from_file(name: str, path: Path) -> list[str]:
         raise ValueError(f"{argument}: expected a JSON file of options, got {path} ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{argument}: expected a JSON object of options in {path}, got a {type(content).__name__}")
-    known = {option.name for option in fields(TrainConfig)}
+    option_names = {option.name for option in fields(TrainConfig)}
     is_of_a_run = "architecture" in content  # config.json holds more than options
-    if unknown := sorted(set(content) - known) if not is_of_a_run else []:
+    if unknown := sorted(set(content) - option_names) if not is_of_a_run else []:
         raise ValueError(f"{argument}: {path} holds {unknown[0]!r}, which is not an option of train.py")
     skipped = _NOT_FROM_A_FILE | (_OF_THE_SWEEP if name == "--train.config" else set())
-    options = {key: value for key, value in content.items() if key in known - skipped}
+    options = {key: value for key, value in content.items() if key in option_names - skipped}
     for key, value in options.items():
         if not isinstance(value, str | int | float | NoneType):
             raise ValueError(f"{argument}: {path} holds {key} = {value!r}; expected text, a number, true or false")
@@ -99,7 +99,7 @@ def _from_file(name: str, path: Path) -> list[str]:
 
 
 def run_command(command: Callable[[], Any]) -> None:
-    """Run a command; what a user can mend ends in one line, not in a traceback."""
+    """Run a command; an error that a user can correct ends in one line, not in a traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)  # stdout is for results
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("ibvit").setLevel(logging.INFO)

@@ -18,20 +18,21 @@ CacheName = Literal["auto", "gpu", "ram", "off"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a vision transformer whose attention pays β per nat that it writes."""
+    """Train a vision transformer with an information bottleneck on every attention head."""
 
     beta: float = 1.0
-    """Price of information: at 0 it is free, large values suppress it (see --kl-reduction for the unit)."""
+    """Weight of the information cost K in the loss CE + β·K; 0: no cost (--kl-reduction defines K)."""
     attention: Literal["ib", "full", "none"] = "ib"
     """ib: a bottleneck on every head; full: the unmodified ViT; none: no attention, independent patches."""
     data: str = "digits"
-    """digits, repetition, or a folder with train/<class>/ and val/<class>/ images (./digits is a folder)."""
+    """digits, repetition, or a folder with train/<class>/ and val/<class>/ images; a folder named digits is
+    ./digits."""
     recipe: str | None = None
     """Model size and schedule: digits, repetition, tiny100 or imagenet100 (default: by --data)."""
     out: Path | None = None
     """Run folder (default: runs/<data>-<attention>-beta<β>-seed<s>)."""
     seed: int = 0
-    """Seeds initialisation, order, augmentation and noise."""
+    """Seed of initialisation, order of images, augmentation and noise."""
 
     impl: Literal["auto", "triton", "native", "reference"] = "auto"
     """Implementation of the bottleneck; auto: Triton on CUDA, the native library on the CPU, else the reference."""
@@ -81,7 +82,7 @@ class TrainConfig:
     loader: LoaderName = "auto"
     """Loader of image folders; auto: DALI where it can be imported."""
     cache: CacheName = "auto"
-    """Where decoded images of a folder are kept between epochs; auto: on the GPU if they fit, else in memory."""
+    """Where decoded images of a folder are cached between epochs; auto: on the GPU if they fit, else in memory."""
     workers: int | None = None
     """Loader processes or threads per rank (default: the number of cores, shared by the ranks)."""
 
@@ -95,7 +96,7 @@ class TrainConfig:
     """auto: resume from the checkpoint in the run folder, if any; none: refuse to overwrite a run;
     or the path of a checkpoint."""
     accept_changed_data: bool = False
-    """Resume although the data set is not the one that the run began with."""
+    """Resume even if the files of the data set are not those that the run started with; classes must be the same."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Also send options and metrics to TensorBoard (in the run folder), Weights & Biases, or trackio."""
 
@@ -150,7 +151,7 @@ class RunConfig(TrainConfig):
 
         Raises:
             ValueError: a warm-up is longer than the run, the learning rate would end above its peak, or weights would
-                come from two places.
+                come from two sources.
         """
         for name in ("warmup_epochs", "beta_warmup_epochs"):
             if getattr(self, name) > self.epochs:

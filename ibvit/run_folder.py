@@ -8,7 +8,7 @@ records/             what the model did with every validation image (`ibvit reco
 figures/             pictures of this run
 evaluation.json      the last `ibvit eval`
 bad_images.txt       files that were replaced or converted
-tracking.json        who the run is at Weights & Biases or trackio
+tracking.json        id of the run at Weights & Biases or trackio
 train.log            what training printed, in a sweep
 .lock                names the process that trains, as long as it runs
 """

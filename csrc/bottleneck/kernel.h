@@ -178,7 +178,7 @@ void sample(const Head& head, float* kl) {
 
 // From y to g, for head `index`; with Slope the derivatives of GELU are stored as well.
 template <bool Slope>
-void encode(const Pass& pass, int index, int64_t first, int32_t count, const Head& head, float* kl) {
+void y_to_g(const Pass& pass, int index, int64_t first, int32_t count, const Head& head, float* kl) {
   const Layout& l = pass.layout;
   const float* weights = pass.weights + index * 2 * l.weights;
   const float* biases = pass.biases + index * l.biases;
@@ -205,7 +205,7 @@ void forward(const Pass& pass, int64_t first, int32_t count, float* memory) {
   const Tile update = scratch.tile(l.padded_columns);
   for (int index = 0; index < l.heads; ++index) {
     float kl[kTileTokens];
-    encode<false>(pass, index, first, count, head, kl);
+    y_to_g<false>(pass, index, first, count, head, kl);
     const float* merged = pass.weights + index * 2 * l.weights + l.merged;
     map(head.g, merged, update, index == 0 ? Start::kBias : Start::kAdd, pass.biases + l.heads * l.biases);
     for (int32_t i = 0; i < count; ++i) pass.kl[kl_index(pass, index, first + i)] = kl[i];
@@ -247,7 +247,7 @@ void backward(const Pass& pass, int64_t first, int32_t count, float* memory, flo
   for (int index = 0; index < l.heads; ++index) {
     float d_kl[kTileTokens] = {};
     for (int32_t i = 0; i < count; ++i) d_kl[i] = pass.d_kl[kl_index(pass, index, first + i)];
-    encode<true>(pass, index, first, count, head, nullptr);
+    y_to_g<true>(pass, index, first, count, head, nullptr);
     const float* weights_transposed = pass.weights + (index * 2 + 1) * l.weights;
     float* d_weights = gradients + index * l.head_gradients;
     float* d_biases = d_weights + l.weights;

@@ -13,7 +13,7 @@ constexpr int kTileTokens = 32;
 struct Layout {
   int32_t heads, width, hidden, latent, columns;
   int32_t padded_width, padded_hidden, padded_latent, padded_columns;  // to multiples of kBlock
-  // Packed weights: for each head W1 | W2 | W3 | merged, then the same four transposed.
+  // Packed weights: for each head W1 | W2 | W3 | merged (= W4 Wo^T), then the same four transposed.
   int64_t w2, w3, merged, weights;  // offsets of W2, W3 and merged, and the extent of all four, in either orientation
   // Packed biases: for each head b1 | b2 | b3, then the bias of the output.
   int64_t b2, b3, biases;

@@ -1,4 +1,4 @@
-"""Does a head respond to repetition? A patch is copied elsewhere in its image, its message observed (paper, Fig. 5)."""
+"""Does a head respond to repetition? A patch is copied to other positions of its image (paper, Fig. 5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from ibvit.analysis.results import Result
 COPIES = (4, 16, 64)
 
 
-def draw_places(patches: np.ndarray, copies: int, num_patches: int, rng: np.random.Generator) -> np.ndarray:
-    """For each patch, `copies` different places of the same image, never the patch's own: [images, copies].
+def draw_positions(patches: np.ndarray, copies: int, num_patches: int, rng: np.random.Generator) -> np.ndarray:
+    """For each patch, `copies` different positions in the same image, never the patch's own: [images, copies].
 
     Raises:
-        ValueError: there are fewer than `copies` other places.
+        ValueError: there are fewer than `copies` other positions.
     """
     if not 0 < copies < num_patches:
         raise ValueError(f"copies: expected 1 to {num_patches - 1} for a grid of {num_patches} patches, got {copies}")
@@ -29,10 +29,10 @@ def draw_places(patches: np.ndarray, copies: int, num_patches: int, rng: np.rand
     return others + (others >= patches[:, None])
 
 
-def paste(images: Tensor, patches: Tensor, places: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Copy patch `patches[b]` of image b to all of `places[b]`.
+def paste(images: Tensor, patches: Tensor, positions: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Copy patch `patches[b]` of image b to all of `positions[b]`.
 
-    images [B, 3, height, width], patches [B], places [B, copies], patch_size (height, width) in pixels.
+    images [B, 3, height, width], patches [B], positions [B, copies], patch_size (height, width) in pixels.
     """
     batch, channels, height, width = images.shape
     tall, wide = patch_size
@@ -40,7 +40,7 @@ def paste(images: Tensor, patches: Tensor, places: Tensor, patch_size: tuple[int
     tiles = images.reshape(batch, channels, rows, tall, columns, wide).permute(0, 2, 4, 1, 3, 5)
     tiles = tiles.reshape(batch, rows * columns, channels, tall, wide).clone()
     picture = torch.arange(batch, device=images.device)
-    tiles[picture[:, None], places] = tiles[picture, patches][:, None]
+    tiles[picture[:, None], positions] = tiles[picture, patches][:, None]
     return tiles.reshape(batch, rows, columns, channels, tall, wide).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
 
 
@@ -48,7 +48,7 @@ def paste(images: Tensor, patches: Tensor, places: Tensor, patch_size: tuple[int
 class CopyPaste(Result):
     """Response of some heads of one run to copies of a patch, observed at the patch itself.
 
-    μ is the mean of the message along each head's strongest latent. A few images are kept as examples.
+    μ is the mean of the message along each head's strongest latent. A few images are saved as examples.
     """
 
     run: RunIdentity
@@ -115,38 +115,38 @@ def copy_paste(
     amounts = [amount for amount in COPIES if amount < num_patches] if copies is None else list(copies)
     rows = np.sort(rng.choice(len(records.index), size=min(images, len(records.index)), replace=False))
     patches = rng.integers(num_patches, size=len(rows))
-    places = [draw_places(patches, amount, num_patches, rng) for amount in amounts]
+    positions = [draw_positions(patches, amount, num_patches, rng) for amount in amounts]
 
     model = ibvit.load(records.run)
     latents = [carrying_latent(records, head) for head in heads]
     hooks = [f"blocks.{head.split('.')[0]}.attn.hook_{kind}" for head in heads for kind in ("mu", "pattern")]
     mu = np.empty((len(heads), 1 + len(amounts), len(rows)), dtype=np.float32)
     attention = np.empty((len(heads), min(examples, len(rows)), 1 + len(amounts), *grid), dtype=np.float32)
-    shown: list[list[np.ndarray]] = []
+    example_images: list[list[np.ndarray]] = []
 
     for start in range(0, len(rows), batch_size):
         part = slice(start, min(start + batch_size, len(rows)))
         base = normalised_images(records, rows[part])
         patch = torch.from_numpy(patches[part])
-        kept = range(part.start, min(part.stop, attention.shape[1]))
-        variants = [base] + [paste(base, patch, torch.from_numpy(place[part]), model.patch_size) for place in places]
-        shown += [[to_uint8(records, variant[k - part.start]) for variant in variants] for k in kept]
+        example_rows = range(part.start, min(part.stop, attention.shape[1]))
+        variants = [base] + [
+            paste(base, patch, torch.from_numpy(position[part]), model.patch_size) for position in positions
+        ]
+        example_images += [[to_uint8(records, variant[k - part.start]) for variant in variants] for k in example_rows]
         for amount, variant in enumerate(variants):
             with ibvit.noise(model, seed=seed):
                 _, cache = ibvit.run_with_cache(model, variant, names=list(dict.fromkeys(hooks)))
             for k, (head, latent) in enumerate(zip(heads, latents, strict=True)):
-                block, position = records.block_and_head(head)
+                block, index = records.block_and_head(head)
                 picture = torch.arange(len(base))
-                mu[k, amount, part] = (
-                    cache[f"blocks.{block}.attn.hook_mu"][picture, position, patch, latent].float().cpu()
-                )
-                pattern = cache[f"blocks.{block}.attn.hook_pattern"][picture, position, patch].float().cpu()
-                for row in kept:
+                mu[k, amount, part] = cache[f"blocks.{block}.attn.hook_mu"][picture, index, patch, latent].float().cpu()
+                pattern = cache[f"blocks.{block}.attn.hook_pattern"][picture, index, patch].float().cpu()
+                for row in example_rows:
                     attention[k, row, amount] = pattern[row - part.start].reshape(grid)
 
     marked = np.zeros((attention.shape[1], len(amounts), num_patches), dtype=bool)
-    for amount, place in enumerate(places):
-        np.put_along_axis(marked[:, amount], place[: len(marked)], True, axis=1)
+    for amount, position in enumerate(positions):
+        np.put_along_axis(marked[:, amount], position[: len(marked)], True, axis=1)
     return CopyPaste(
         run=records.identity,
         heads=list(heads),
@@ -156,7 +156,7 @@ def copy_paste(
         mu_aug=mu[:, 1:],
         patch=patches,
         index=np.asarray(records.index[rows]),
-        example_images=np.array(shown),
+        example_images=np.array(example_images),
         example_places=marked.reshape(*marked.shape[:2], *grid),
         example_attention=attention,
     )

@@ -101,7 +101,7 @@ def select_images(
     most_divergent: float | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draw images at random, without picking by hand.
+    """Draw images at random among those that meet the conditions.
 
     Args:
         correct: only images that the `full` run classifies rightly (True) or wrongly (False).
@@ -124,5 +124,5 @@ def select_images(
     rows = np.flatnonzero(candidates)
     if rows.size == 0:
         raise RecordsError(f"select_images: no image meets correct={correct}, most_divergent={most_divergent}")
-    chosen = np.random.default_rng(seed).choice(rows, size=min(count, rows.size), replace=False)
-    return np.sort(chosen)
+    sample = np.random.default_rng(seed).choice(rows, size=min(count, rows.size), replace=False)
+    return np.sort(sample)

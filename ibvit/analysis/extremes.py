@@ -56,12 +56,12 @@ def extremes(records: Records, head: str, *, count: int = 6, share: float = TOP_
     top = min(kl.size, max(int(share * kl.size), 4 * count))
     order = np.argsort(-kl, axis=None, kind="stable")[:top]
     rng = np.random.default_rng(seed)
-    chosen: list[int] = []
+    indices: list[int] = []
     for sign in (-1, 1):
         candidates = order[np.sign(mu.ravel()[order]) == sign]
-        drawn = rng.choice(candidates, size=min(count, candidates.size), replace=False)
-        chosen += sorted(drawn, key=lambda place: -kl.ravel()[place])
-    rows, patches = np.unravel_index(np.array(chosen, dtype=np.int64), kl.shape)
+        sample = rng.choice(candidates, size=min(count, candidates.size), replace=False)
+        indices += sorted(sample.tolist(), key=lambda index: -kl.ravel()[index])
+    rows, patches = np.unravel_index(np.array(indices, dtype=np.int64), kl.shape)
     return Extremes(
         run=records.identity,
         head=head,

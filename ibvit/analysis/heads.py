@@ -1,4 +1,4 @@
-"""How often and how strongly each head fires: survival functions and the active grid (paper, Fig. 3)."""
+"""How often and how much information each head sends: survival functions and the active grid (paper, Fig. 3)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ def survival(kl: np.ndarray, nats: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Heads(Result):
-    """Firing of every head of one run over all validation patches."""
+    """KL of every head of one run over all validation patches."""
 
     run: RunIdentity
     threshold: float  # nats, above which a head is active

@@ -40,12 +40,12 @@ def normalised_images(records: Records, rows: np.ndarray) -> Tensor:
     loader = validation_loader(records)
     size = len(next(iter(loader.epoch(0))).images)
     steps = np.asarray(rows) // size
-    found: dict[int, Tensor] = {}
+    images: dict[int, Tensor] = {}
     for step in np.unique(steps):
         batch = next(iter(loader.epoch(0, start=int(step))))
         for row in np.asarray(rows)[steps == step]:
-            found[int(row)] = batch.images[int(row) - step * size]
-    return torch.stack([found[int(row)] for row in rows])
+            images[int(row)] = batch.images[int(row) - step * size]
+    return torch.stack([images[int(row)] for row in rows])
 
 
 def to_uint8(records: Records, images: Tensor) -> np.ndarray:

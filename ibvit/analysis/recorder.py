@@ -1,8 +1,8 @@
 """`ibvit record`: write the records of a run (see `ibvit.analysis.records`).
 
 Three stages, each resumable at a step. *Survey*: votes and KL of every head, so that the active heads are known.
-*Latents*: the same pass with the same noise once more, now keeping mu and logvar (and attention) of those heads.
-*Passes*: further noisy passes, of which the logits are kept, for error bars.
+*Latents*: the same pass with the same noise once more, and saves mu and logvar (and attention) of those heads.
+*Passes*: further noisy passes, whose logits are saved, for error bars.
 """
 
 import json
@@ -36,19 +36,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What `ibvit record` keeps."""
+    """What `ibvit record` saves."""
 
     heads: Literal["active", "all"] = "active"
-    """Keep mu and logvar of the active heads (more than 0.01 nats on at least one patch), or of all."""
+    """Save mu and logvar of the active heads (more than 0.01 nats on at least one patch), or of all."""
     attention: bool = False
-    """Also keep attention maps of those heads (of all heads where attention is full)."""
+    """Also save attention maps of those heads (of all heads where attention is full)."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of mu, logvar, votes and attention. float16 takes half the space, but rounds mu near 4 by 0.002, which is a
-    third of the smallest standard deviation that a head can send: keep float32 to estimate information."""
+    third of the smallest standard deviation that a head can send: use float32 to estimate information."""
     passes: int = 10
     """Noisy validation passes, for error bars on accuracy; one where nothing is random."""
     seed: int = 0
-    """Seeds the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         if self.passes < 1:
@@ -102,7 +102,7 @@ class _Recorder:
         self.run, self.loader, self.images, self.options = run, data.val, data.sizes[1], options
         self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         self.passes = options.passes if model.has_kl else 1
-        self.shown: np.ndarray = np.empty(0, dtype=np.int64)  # [images], what the survey saw in each place
+        self.index: np.ndarray = np.empty(0, dtype=np.int64)  # [images], the image that the survey saw in each row
         self.writer = RecordsWriter(
             run,
             {
@@ -141,8 +141,8 @@ class _Recorder:
                 first = batch.first
                 rows = slice(first, first + len(batch.index))
                 if stage == "survey":
-                    self.shown[rows] = batch.index.cpu().numpy()
-                elif not np.array_equal(self.shown[rows], batch.index.cpu().numpy()):
+                    self.index[rows] = batch.index.cpu().numpy()
+                elif not np.array_equal(self.index[rows], batch.index.cpu().numpy()):
                     raise RecordsError(
                         f"{self.run}: expected the images that the survey saw in rows {first} to {rows.stop - 1}, got "
                         f"others: a file broke or was mended meanwhile; delete {self.writer.folder} and record again"
@@ -155,7 +155,7 @@ class _Recorder:
     def _survey(self) -> None:
         model, (blocks, heads, patches) = self.model, self.model.channels
         add = self.writer.add
-        self.shown, labels = add("index", (self.images,), "int64"), add("labels", (self.images,), "int64")
+        self.index, labels = add("index", (self.images,), "int64"), add("labels", (self.images,), "int64")
         logits = add("logits", (self.passes, self.images, model.num_classes), "float32")
         votes = add("patch_logits", (self.images, patches, model.num_classes), self.options.dtype)
         kl = add("kl", (self.images, blocks, heads, patches), "float32") if model.has_kl else None
@@ -168,15 +168,15 @@ class _Recorder:
             if kl is not None and kl_of_batch is not None:
                 kl[rows] = kl_of_batch.cpu().numpy()
         identity = json.dumps([self.writer.meta["classes"], labels.tolist()])
-        self.writer.describe(data_sha256=sha256(identity.encode()), heads=self._chosen_heads(kl))
+        self.writer.describe(data_sha256=sha256(identity.encode()), heads=self._heads_to_record(kl))
 
-    def _chosen_heads(self, kl: np.ndarray | None) -> list[str]:
-        chosen = torch.ones(self.model.num_blocks, self.model.num_heads, dtype=torch.bool)
+    def _heads_to_record(self, kl: np.ndarray | None) -> list[str]:
+        is_recorded = torch.ones(self.model.num_blocks, self.model.num_heads, dtype=torch.bool)
         if kl is None:
-            chosen &= self.options.attention and bool(self.model.attentions)
+            is_recorded &= self.options.attention and bool(self.model.attentions)
         elif self.options.heads == "active":
-            chosen = kl_accounting.active_heads(as_tensor(kl))
-        return kl_accounting.head_names(chosen)
+            is_recorded = kl_accounting.active_heads(as_tensor(kl))
+        return kl_accounting.head_names(is_recorded)
 
     def _latents(self) -> None:
         names = self.writer.meta["heads"]
@@ -192,12 +192,14 @@ class _Recorder:
             for kind, last in shapes.items()
         }
         log.info("%s: %s of heads %s: %s in all", self.run, ", ".join(arrays), ", ".join(names), _size(self.writer))
-        places = [kl_accounting.parse_head(name, model.num_blocks, model.num_heads) for name in names]
-        wanted = [f"blocks.{block}.attn.{hooks[kind]}" for block in sorted({b for b, _ in places}) for kind in arrays]
+        heads = [kl_accounting.parse_head(name, model.num_blocks, model.num_heads) for name in names]
+        hook_names = [
+            f"blocks.{block}.attn.{hooks[kind]}" for block in sorted({b for b, _ in heads}) for kind in arrays
+        ]
         for rows, batch in self._batches("latents"):
-            _, cache = run_with_cache(model, batch.images, wanted)
+            _, cache = run_with_cache(model, batch.images, hook_names)
             for kind, array in arrays.items():
-                for k, (block, head) in enumerate(places):
+                for k, (block, head) in enumerate(heads):
                     array[k, rows] = _array(cache[f"blocks.{block}.attn.{hooks[kind]}"][:, head])
 
     def _more_passes(self) -> None:

@@ -4,7 +4,7 @@
 `open_runs`.
 
     records.json      schema, data set, model, noise seed, saved heads, arrays with dtype, axes and unit, progress
-    index.npy         [images]                    which image was shown: its own place in the validation set, or that
+    index.npy         [images]                    which image was shown: its position in the validation set, or that
                                                   of its neighbour where its file was broken
     labels.npy        [images]                    true class
     logits.npy        [passes, images, classes]   one noisy validation pass each; the arrays below belong to pass 0
@@ -52,7 +52,7 @@ UNITS = {"kl": "nats"}
 
 
 class RunIdentity(TypedDict):
-    """A run as results name it: its folder's name, its place in the spectrum in words, and what fixes that place."""
+    """A run as results name it: the name of its folder, and what fixes its position in the spectrum."""
 
     name: str
     label: str
@@ -68,7 +68,7 @@ class RecordsError(ValueError):
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal digest by which runs, weights and data sets are told apart."""
+    """Hexadecimal digest that distinguishes runs, weights and data sets."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -103,7 +103,7 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
         raise RecordsError(f"{path} is damaged ({error})") from None
 
 
-def _are_the_weights(path: Path, digest: str) -> bool:
+def _has_digest(path: Path, digest: str) -> bool:
     """Whether a file holds the weights of records; those of the first edition have the digest of the file itself."""
     return fingerprint_of(path) == digest or sha256(path.read_bytes()) == digest
 
@@ -116,7 +116,7 @@ class Records:
     config: Mapping[str, Any]
     meta: Mapping[str, Any]
     apart: str = ""
-    """What tells the run apart from those beside it that have the same β or kind of attention."""
+    """What distinguishes the run from those beside it with the same β or kind of attention."""
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "Records":
@@ -140,7 +140,7 @@ class Records:
         if not meta["complete"]:
             raise RecordsError(f"{run}/records is unfinished: {again} to resume where it stopped")
         weights = run / run_folder.MODEL
-        if weights.is_file() and not _are_the_weights(weights, meta["weights_sha256"]):
+        if weights.is_file() and not _has_digest(weights, meta["weights_sha256"]):
             step = meta.get("weights", {}).get("step")
             of = "" if step is None else f" (they are of step {step})"
             raise RecordsError(f"{run}/records belongs to other weights than model.safetensors{of}: {again}")
@@ -200,7 +200,7 @@ class Records:
 
     @property
     def label(self) -> str:
-        """The run's place in the spectrum, as figures print it; runs that differ in their seed alone have the same."""
+        """The run's position in the spectrum, as figures print it; runs that differ only in their seed share it."""
         label = self.kind.label or f"β = {self.config['beta']:g}"
         return f"{label}, {self.apart}" if self.apart else label
 
@@ -317,10 +317,10 @@ def open_runs(run_dirs: Iterable[str | Path]) -> list[Records]:
                 f"{first.config['data']} ({len(first.labels)} images), {run.run} on "
                 f"{run.config['data']} ({len(run.labels)} images)"
             )
-    return _told_apart(runs)
+    return _with_distinct_labels(runs)
 
 
-def _told_apart(runs: list[Records]) -> list[Records]:
+def _with_distinct_labels(runs: list[Records]) -> list[Records]:
     groups: dict[str, list[Records]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)

@@ -22,7 +22,7 @@ def _stem(path: str | Path) -> Path:
 class Result:
     """Base of the result objects: a frozen dataclass whose fields are arrays or plain JSON values.
 
-    A subclass names its arrays with shapes and units, and says in `columns` which table stands behind its figure.
+    A subclass names its arrays with shapes and units, and says in `columns` which table belongs to its figure.
 
     >>> import tempfile, numpy as np
     >>> from dataclasses import dataclass

@@ -12,19 +12,19 @@ from ibvit.analysis.results import Result
 from ibvit.information import nmi_matrix
 
 SAMPLES = 1 << 14
-"""Draws of patches behind each NMI. Fixed, with errors shown, as in the paper: a tolerance would let the head that
-says least decide how long all take."""
+"""Draws of patches behind each NMI. Fixed, with errors shown, as in the paper: with a tolerance,
+the head that sends least would decide how long all take."""
 MOST_ERROR = 0.1
-"""Standard error beyond which an NMI, between 0 and 1, says nothing."""
+"""Standard error beyond which an NMI, between 0 and 1, is not shown."""
 
 
 @dataclass(frozen=True)
 class Similarity(Result):
     """Normalised mutual information between every two of some heads, from 0 (nothing shared) to 1."""
 
-    runs: list[RunIdentity]  # one entry a head: the run that it belongs to
+    runs: list[RunIdentity]  # per head, the run that it belongs to
     heads: list[str]
-    nmi: np.ndarray  # [heads, heads]; NaN where a head carries too little to tell (error above `MOST_ERROR`)
+    nmi: np.ndarray  # [heads, heads]; NaN where a head sends too little to estimate it (error above `MOST_ERROR`)
     stderr: np.ndarray  # [heads, heads], standard error of the estimate
 
     def columns(self) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def similarity(runs: Sequence[Records], *, most: int = 16, samples: int = SAMPLE
     if not owners:
         raise RecordsError(f"runs: expected at least one run with a head that spends {ACTIVE_NATS} nats per patch")
     matrix = nmi_matrix([run.channel(head) for run, head in owners], samples=samples, seed=seed)
-    known = np.asarray(matrix.stderr) <= MOST_ERROR
+    is_certain = np.asarray(matrix.stderr) <= MOST_ERROR
     return Similarity(
         runs=[run.identity for run, _ in owners],
         heads=[head for _, head in owners],
-        nmi=np.where(known, matrix.value, np.nan),
+        nmi=np.where(is_certain, matrix.value, np.nan),
         stderr=np.asarray(matrix.stderr),
     )

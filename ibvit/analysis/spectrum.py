@@ -15,7 +15,7 @@ from ibvit.models import kl as kl_accounting
 
 @dataclass(frozen=True)
 class Spectrum(Result):
-    """Where each run stands. Nats per patch are 0 without attention and infinite with full attention."""
+    """Accuracy and information of each run. Nats per patch are 0 without attention and infinite with full attention."""
 
     runs: list[RunIdentity]
     nats_per_patch: np.ndarray  # [runs], nats, summed over heads, mean over patches and images
@@ -32,21 +32,21 @@ class Spectrum(Result):
 
     @property
     def pareto(self) -> np.ndarray:
-        """Which runs no other beats: none reaches their accuracy with less information, [runs]."""
+        """The Pareto front, [runs]: runs whose accuracy no other run reaches with less information."""
         nats, accuracy = self.nats_per_patch, self.accuracy
-        beaten = [
+        dominated = [
             bool(np.any((nats <= n) & (accuracy >= a) & ((nats < n) | (accuracy > a))))
             for n, a in zip(nats, accuracy, strict=True)
         ]
-        return ~np.array(beaten)
+        return ~np.array(dominated)
 
     def slope(self) -> tuple[float, float]:
         """Accuracy gained per factor e of information, over the runs with bottlenecks, and its standard error.
 
         Least squares of accuracy on ln(nats per patch). Fewer than two such runs give NaN, fewer than three no error.
         """
-        chosen = self.bottlenecked & (self.nats_per_patch > 0)
-        x, y = np.log(self.nats_per_patch[chosen]), self.accuracy[chosen]
+        selection = self.bottlenecked & (self.nats_per_patch > 0)
+        x, y = np.log(self.nats_per_patch[selection]), self.accuracy[selection]
         if x.size < 2 or np.ptp(x) == 0:
             return float("nan"), float("nan")
         x = x - x.mean()

@@ -38,7 +38,7 @@ def effective_classes(patch_logits: np.ndarray) -> np.ndarray:
 
 
 def vote_ranks(patch_logits: np.ndarray) -> np.ndarray:
-    """Where each patch's top class stands in the image's own ranking, from 1.
+    """The rank of each patch's top class in the image's own ranking, from 1.
 
     [images, patches, classes] → [images, patches]
 
@@ -109,12 +109,12 @@ class VoteMaps(Result):
 
 def vote_maps(runs: Sequence[Records], rows: np.ndarray) -> VoteMaps:
     """Vote maps of the images at `rows` of the records (see `ibvit.analysis.divergence.select_images`)."""
-    chosen = [np.asarray(run.patch_logits[rows], dtype=np.float32) for run in runs]
+    patch_logits = [np.asarray(run.patch_logits[rows], dtype=np.float32) for run in runs]
     return VoteMaps(
         runs=[run.identity for run in runs],
         index=np.asarray(runs[0].index[rows]),
-        predicted=np.stack([votes.mean(axis=1).argmax(axis=1) for votes in chosen]),
+        predicted=np.stack([votes.mean(axis=1).argmax(axis=1) for votes in patch_logits]),
         ranks=np.stack(
-            [vote_ranks(votes).reshape(len(rows), *run.grid) for run, votes in zip(runs, chosen, strict=True)]
+            [vote_ranks(votes).reshape(len(rows), *run.grid) for run, votes in zip(runs, patch_logits, strict=True)]
         ),
     )

@@ -1,4 +1,4 @@
-"""Writes the records of a run: whole, in room that is reserved, resumable."""
+"""Writes the records of a run: whole, into reserved disk space, resumable."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ class RecordsWriter:
         self._arrays: dict[str, np.memmap] = {}
 
     def add(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
-        """The array `name`, created where it does not stand already, with all the disk space that it needs.
+        """The array `name`, created unless it exists, with all the disk space that it needs.
 
         Raises:
             NoRoomError: the disk is full.
         """
         path = self.folder / f"{name}.npy"
         spec = {"dtype": dtype, "shape": list(shape), "axes": AXES[name], "unit": UNITS.get(name, "")}
-        stands = self.meta["arrays"].get(name) == spec and path.is_file()
-        if stands:
+        exists = self.meta["arrays"].get(name) == spec and path.is_file()
+        if exists:
             reserve(path, path.stat().st_size)  # a copy may have holes
         else:
-            self._write_meta()  # first: nobody takes the new array for a part of finished records
+            self._write_meta()  # first, so that no reader takes the new array for a part of finished records
             _create(path, shape, np.dtype(dtype))
         array = np.lib.format.open_memmap(path, mode="r+")
         self.meta["arrays"][name] = spec
@@ -96,10 +96,10 @@ class RecordsWriter:
         os.replace(temporary, self.folder / "records.json")
 
 
-def _covers(old: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether records of the options `old` hold all that others would: attention maps too, or every head."""
+def _covers(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether records of the options `old` hold all that those of `new` would: attention maps too, or every head."""
     more = {"attention": True, "heads": "all"}
-    return all(old.get(name) in (value, more.get(name, value)) for name, value in asked.items())
+    return all(old.get(name) in (value, more.get(name, value)) for name, value in new.items())
 
 
 def _is_whole(path: Path, spec: Mapping[str, Any]) -> bool:
@@ -111,7 +111,7 @@ def _is_whole(path: Path, spec: Mapping[str, Any]) -> bool:
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A .npy file of zeros in a file of its own: one that stands there may be open for reading."""
+    """Create a .npy file of zeros. An existing file is unlinked, not overwritten: it may be open for reading."""
     path.unlink(missing_ok=True)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     size = math.prod(shape) * dtype.itemsize

@@ -22,7 +22,7 @@ from ibvit.data.sets.built_in import BUILT_IN, BuiltIn, is_built_in
 from ibvit.data.types import Loader
 from ibvit.run_folder import BAD_IMAGES
 
-_MEMORY_EVAL_BATCH = 512  # images a validation step
+_MEMORY_EVAL_BATCH = 512  # images per validation step
 _FOLDER_EVAL_BATCH = 256
 
 
@@ -35,7 +35,7 @@ class DataSet:
     classes: tuple[str, ...]
     sizes: tuple[int, int]  # images in train and val
     identity: Callable[[], Identity]  # of a folder it looks at every file
-    bad: BadFiles | None = None  # broken files met so far, of an image folder
+    bad: BadFiles | None = None  # the broken files of an image folder that were met so far
 
     def close(self) -> None:
         self.train.close()
@@ -93,16 +93,18 @@ def _in_memory(spec: DataSpec, rank: int, world_size: int) -> DataSet:
     data = BUILT_IN[spec.data]
     val = data.validation_images()
 
-    def train(epoch: int) -> tuple[Tensor, Tensor]:
+    def training_images(epoch: int) -> tuple[Tensor, Tensor]:
         return data.training_images(spec.seed, epoch)
 
     side = val[0].shape[-1]
     if spec.image_size != side:
         raise ValueError(f"image_size: expected {side}, the size of the {spec.data} images, got {spec.image_size}")
     augmentation = Augmentation(side, num_ops=0)
+    training = Training(augmentation, data.TRAIN_SIZE, spec.seed, spec.batch_size, rank, world_size)
+    validation = Validation(augmentation, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size)
     return DataSet(
-        MemoryLoader(Training(augmentation, data.TRAIN_SIZE, spec.seed, spec.batch_size, rank, world_size), train),
-        MemoryLoader(Validation(augmentation, len(val[1]), _MEMORY_EVAL_BATCH, rank, world_size), lambda epoch: val),
+        MemoryLoader(training, training_images),
+        MemoryLoader(validation, lambda epoch: val),
         data.CLASSES,
         (data.TRAIN_SIZE, len(val[1])),
         lambda: _identity(spec.data, data, len(val[1])),

@@ -1,4 +1,4 @@
-"""Which data set it is, whatever its folder is called."""
+"""What identifies a data set, whatever the name of its folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Identity(NamedTuple):
-    """What tells data sets apart.
+    """What distinguishes data sets.
 
     Attributes:
         classes: by label.
@@ -35,14 +35,14 @@ class Identity(NamedTuple):
             >>> now.differences({"classes": ["cat", "dog"], "images": {"train": 10, "val": 4}})
             ['train: 9 images now, 10 then']
         """
-        found = _classes(self.classes, stored["classes"]) if "classes" in stored else []
+        differing = _classes(self.classes, stored["classes"]) if "classes" in stored else []
         images, digests = stored.get("images", {}), stored.get("data_sha256", {})
         for split in self.images:
             if split in images and images[split] != self.images[split]:
-                found.append(f"{split}: {self.images[split]} images now, {images[split]} then")
+                differing.append(f"{split}: {self.images[split]} images now, {images[split]} then")
             elif split in digests and digests[split] != self.sha256[split]:
-                found.append(f"{split}: other files (names, sizes or times of change)")
-        return found
+                differing.append(f"{split}: other files (names, sizes or times of change)")
+        return differing
 
 
 def _classes(now: Sequence[str], then: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ from torch import Tensor
 class Batch(NamedTuple):
     """One rank's share of one step.
 
-    Row k shows image ``index[k]`` in the place of image ``rows[k]``. They differ where a broken file was replaced. What
-    belongs to a place (rows of records, the address of noise) follows ``rows``, never what is shown.
+    Row k shows image ``index[k]`` where the schedule asked for image ``rows[k]``. They differ where a broken file was
+    replaced. Rows of records and the address of noise follow ``rows``, not the image that is shown.
     """
 
     images: Tensor  # float32 [b, 3, height, width], normalised
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
     @property
     def first(self) -> int:
-        """The place of the first row: of validation, which is in order, rows are images first, first + 1, …"""
+        """The image that the schedule asked for first; in validation the rows are images first, first + 1, …"""
         return int((self.index if self.rows is None else self.rows)[0])
 
 
@@ -38,7 +38,7 @@ class Loader(Protocol):
     """
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Steps ``start``, ``start + 1``, … of an epoch."""

@@ -1,4 +1,4 @@
-"""Figures and the report: draws results of :mod:`ibvit.analysis`; knows neither models nor data."""
+"""Figures and the report: draws results of :mod:`ibvit.analysis`; imports neither models nor data."""
 
 from ibvit.errors import MissingExtraError, is_installed
 

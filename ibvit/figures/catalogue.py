@@ -44,16 +44,16 @@ def first_seeds(runs: Sequence[Records]) -> list[Records]:
     return list({run.label: run for run in reversed(runs)}.values())[::-1]
 
 
-def runs_with_messages(runs: Sequence[Records], wanted: str) -> list[Records]:
+def runs_with_messages(runs: Sequence[Records], figure: str) -> list[Records]:
     """The runs with a head that is active on average, most restricted first.
 
     Raises:
         RecordsError: there is none.
     """
-    sending = [run for run in runs if mean_active_heads(run)]
-    if not sending:
-        raise RecordsError(f"{wanted} needs a run with a head that spends {ACTIVE_NATS} nats per patch or more")
-    return sending
+    active_runs = [run for run in runs if mean_active_heads(run)]
+    if not active_runs:
+        raise RecordsError(f"{figure} needs a run with a head that spends {ACTIVE_NATS} nats per patch or more")
+    return active_runs
 
 
 def _spectrum(runs: Sequence[Records]) -> Drawing:
@@ -79,27 +79,29 @@ def _heads(runs: Sequence[Records]) -> Drawing:
     return {result.run["name"]: result for result in results}, draw_heads(results)
 
 
-def _extremes(chosen: Sequence[tuple[Records, str]]) -> Drawing:
-    results = [extremes.extremes(run, head) for run, head in chosen]
+def _extremes(run_heads: Sequence[tuple[Records, str]]) -> Drawing:
+    results = [extremes.extremes(run, head) for run, head in run_heads]
     return {f"{result.run['name']}-head{result.head}": result for result in results}, draw_extremes(results)
 
 
 def _first_heads(runs: Sequence[Records]) -> Drawing:
-    sending = first_seeds(runs_with_messages(runs, "figure 4"))
-    return _extremes([(run, mean_active_heads(run)[0]) for run in sending[:2]])
+    active_runs = first_seeds(runs_with_messages(runs, "figure 4"))
+    return _extremes([(run, mean_active_heads(run)[0]) for run in active_runs[:2]])
 
 
 def _other_seeds(runs: Sequence[Records]) -> Drawing:
-    sending = runs_with_messages(runs, "figure 11")
-    others = [run for run in sending[1:] if run.label == sending[0].label]
+    active_runs = runs_with_messages(runs, "figure 11")
+    others = [run for run in active_runs[1:] if run.label == active_runs[0].label]
     if not others:
-        raise RecordsError(f"figure 11 needs a second seed of {sending[0].label} with a head that is active on average")
+        raise RecordsError(
+            f"figure 11 needs a second seed of {active_runs[0].label} with a head that is active on average"
+        )
     return _extremes([(run, mean_active_heads(run)[0]) for run in others[:3]])
 
 
 def _other_heads(runs: Sequence[Records]) -> Drawing:
-    sending = first_seeds(runs_with_messages(runs, "figure 12"))
-    several = [run for run in sending if len(mean_active_heads(run)) > 1]
+    active_runs = first_seeds(runs_with_messages(runs, "figure 12"))
+    several = [run for run in active_runs if len(mean_active_heads(run)) > 1]
     if not several:
         raise RecordsError("figure 12 needs a run with more than one head that is active on average")
     return _extremes([(several[0], head) for head in mean_active_heads(several[0])[:4]])
@@ -107,15 +109,15 @@ def _other_heads(runs: Sequence[Records]) -> Drawing:
 
 def _copy_paste(runs: Sequence[Records]) -> Drawing:
     first, *more = first_seeds(runs_with_messages(runs, "figure 5"))
-    chosen = [(first, mean_active_heads(first)[:1]), *((run, mean_active_heads(run)[:2]) for run in more[:1])]
-    results = [copypaste.copy_paste(run, names) for run, names in chosen]
+    selection = [(first, mean_active_heads(first)[:1]), *((run, mean_active_heads(run)[:2]) for run in more[:1])]
+    results = [copypaste.copy_paste(run, names) for run, names in selection]
     return {result.run["name"]: result for result in results}, draw_copy_paste(results)
 
 
 def _similarity(runs: Sequence[Records]) -> Drawing:
-    sending = runs_with_messages(runs, "figure 6")
-    repeats = [run for run in sending if run.label == sending[0].label]
-    others = [run for run in first_seeds(sending) if run.label != sending[0].label]
+    active_runs = runs_with_messages(runs, "figure 6")
+    repeats = [run for run in active_runs if run.label == active_runs[0].label]
+    others = [run for run in first_seeds(active_runs) if run.label != active_runs[0].label]
     result = similarity.similarity([*repeats, *others[:2]])
     return {"": result}, draw_similarity(result)
 
@@ -139,7 +141,7 @@ FIGURES = {
     "1b": Entry("accuracy against information", _spectrum),
     "1c": Entry("how the patches vote", _voting),
     "2": Entry("information over the image", _kl_maps),
-    "3": Entry("how often each head fires", _heads),
+    "3": Entry("how often each head is active", _heads),
     "4": Entry("extreme patches of the first heads", _first_heads),
     "5": Entry("response to copies of a patch", _copy_paste),
     "6": Entry("similarity of heads", _similarity),
@@ -183,17 +185,17 @@ def make_figures(name: str, run_dirs: Sequence[str | Path], out: str | Path) -> 
     if name not in (*FIGURES, "all"):
         raise ValueError(f"figure: expected one of {', '.join(FIGURES)} or all, got {name!r}")
     runs = open_runs(run_dirs)
-    drawn = 0
-    for wanted in FIGURES if name == "all" else [name]:
+    count = 0
+    for number in FIGURES if name == "all" else [name]:
         try:
-            files = make_figure(wanted, runs, out)
+            files = make_figure(number, runs, out)
         except RecordsError as error:
             if name != "all":
                 raise
-            print(f"figure {wanted}: not drawn: {error}")
+            print(f"figure {number}: not drawn: {error}")
             continue
-        drawn += 1
+        count += 1
         picture = next(path for path in files if path.suffix == ".png")
-        print(f"figure {wanted}, {FIGURES[wanted].title}: {picture}", flush=True)
-    if not drawn:
+        print(f"figure {number}, {FIGURES[number].title}: {picture}", flush=True)
+    if not count:
         raise ValueError("figure: none could be drawn from these runs")

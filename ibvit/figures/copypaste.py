@@ -13,7 +13,7 @@ from ibvit.figures import style
 
 def draw_copy_paste(results: Sequence[CopyPaste]) -> Figure:
     """Above: one image with more and more copies, and the attention of the copied patch in the first head.
-    Below: μ_aug − μ_0 against μ_0, a panel a head."""
+    Below: μ_aug − μ_0 against μ_0, one panel per head."""
     panels = [(result, k) for result in results for k in range(len(result.heads))]
     figure = style.new_figure(style.PAGE, 5.0)
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.25, 1])
@@ -51,13 +51,13 @@ def _draw_shifts(axes: Any, result: CopyPaste, k: int) -> None:
 
 def _draw_examples(figure: Any, result: CopyPaste) -> None:
     examples, amounts = result.example_images.shape[:2]
-    shown = min(2, examples)
+    count = min(2, examples)
     grid = result.example_places.shape[2:]
     extent = result.example_images.shape[2:4]
-    axes = figure.subplots(2, shown * amounts, squeeze=False)
+    axes = figure.subplots(2, count * amounts, squeeze=False)
     for cell in axes.flat:
         style.bare(cell)
-    for example in range(shown):
+    for example in range(count):
         patch = result.patch[example]
         highest = result.example_attention[0, example].max()
         for amount in range(amounts):
@@ -65,8 +65,8 @@ def _draw_examples(figure: Any, result: CopyPaste) -> None:
             top.imshow(result.example_images[example, amount])
             bottom.imshow(result.example_attention[0, example, amount], cmap=style.ATTENTION, vmin=0, vmax=highest)
             if amount:
-                for place in np.flatnonzero(result.example_places[example, amount - 1]):
-                    style.mark_patch(bottom, place, grid, grid, mark="#ffffff")
+                for position in np.flatnonzero(result.example_places[example, amount - 1]):
+                    style.mark_patch(bottom, position, grid, grid, mark="#ffffff")
             style.mark_patch(top, patch, grid, extent)
             style.mark_patch(bottom, patch, grid, grid)
             top.set_title("image" if amount == 0 else f"{result.copies[amount - 1]} copies", fontsize=7)

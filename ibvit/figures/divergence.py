@@ -9,7 +9,7 @@ from ibvit.figures import style
 
 
 def draw_divergence(result: Divergence) -> Figure:
-    """A stacked bar a run: share of validation images in each bin, from `none` above and from `full` below."""
+    """A stacked bar per run: share of validation images in each bin, from `none` above and from `full` below."""
     figure = style.new_figure(style.COLUMN, 3.6)
     rows = figure.subplots(2, 1, sharex=True)
     shades = mpl.colormaps["magma"](np.linspace(0.92, 0.15, len(BIN_EDGES) - 1))

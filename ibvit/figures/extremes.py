@@ -11,9 +11,9 @@ from ibvit.figures import style
 
 
 def draw_extremes(results: Sequence[Extremes]) -> Figure:
-    """Two rows a head: the image with the patch outlined, and the patch's attention over it."""
+    """Two rows per head: the image with the patch outlined, and the patch's attention over it."""
     sides = [[np.flatnonzero(result.mu < 0), np.flatnonzero(result.mu > 0)] for result in results]
-    half = max(places.size for pair in sides for places in pair)
+    half = max(positions.size for pair in sides for positions in pair)
     size = style.PAGE / (2 * half)
     figure = style.new_figure(style.PAGE, len(results) * (2 * size + 0.4))
     panels: Any = figure.subfigures(len(results), 1, squeeze=False)
@@ -27,14 +27,14 @@ def draw_extremes(results: Sequence[Extremes]) -> Figure:
         )
         axes = panel.subplots(2, 2 * half, squeeze=False)
         for cell in axes.flat:
-            cell.set_axis_off()  # until there is something in it
-        for offset, places, sign in zip((0, half), pair, ("negative", "positive"), strict=True):
-            if not places.size:
+            cell.set_axis_off()  # cells that get a patch switch their axes on
+        for offset, positions, sign in zip((0, half), pair, ("negative", "positive"), strict=True):
+            if not positions.size:
                 axes[0, offset].text(
                     0, 0.5, f"none of these is {sign}", fontsize=7, color="0.4", va="center",
                     transform=axes[0, offset].transAxes, in_layout=False,
                 )  # fmt: skip
-            for column, k in enumerate(places, start=offset):
+            for column, k in enumerate(positions, start=offset):
                 _draw_patch(axes[:, column], result, k)
     return figure
 

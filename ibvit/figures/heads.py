@@ -12,7 +12,7 @@ from ibvit.figures import style
 
 
 def draw_heads(results: Sequence[Heads]) -> Figure:
-    """A row a run: P(KL ≥ x) with a line a head, and the grid of active heads with block 0 at the bottom.
+    """One row per run: P(KL ≥ x) with one line per head, and the grid of active heads with block 0 at the bottom.
 
     Lines and cells of one block have one colour.
     """

@@ -1,4 +1,4 @@
-"""Draws Fig. 2: nats per patch over the image, one colour range a run."""
+"""Draws Fig. 2: nats per patch over the image, one colour range per run."""
 
 from matplotlib.figure import Figure
 
@@ -7,7 +7,7 @@ from ibvit.figures import style
 
 
 def draw_kl_maps(result: KLMaps) -> Figure:
-    """A row an image, a column a run; the bar under each column gives its range in nats."""
+    """One row per image, one column per run; the bar under each column gives its range in nats."""
     rows, columns = len(result.index), 1 + len(result.runs)
     size = style.PAGE / columns
     figure = style.new_figure(style.PAGE, rows * size + 0.75)

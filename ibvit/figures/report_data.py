@@ -89,8 +89,8 @@ def _neighbours(likeness: Similarity | None, run: str, head: str) -> list[dict[s
     if likeness is None or not own:
         return []  # the similarity of a head that sends little is not known
     here = own[0]
-    known = np.isfinite(likeness.nmi[here])
-    nearest = [k for k in np.argsort(-likeness.nmi[here], kind="stable") if k != here and known[k]][:NEIGHBOURS]
+    is_known = np.isfinite(likeness.nmi[here])
+    nearest = [k for k in np.argsort(-likeness.nmi[here], kind="stable") if k != here and is_known[k]][:NEIGHBOURS]
     return [
         {
             "run": likeness.runs[k]["name"],
@@ -155,8 +155,10 @@ def _image(records: Records, row: int) -> dict[str, Any]:
         names = strongest_heads(records)
         nats = np.array([records.kl[(row, *records.block_and_head(name))] for name in names]).reshape(len(names), -1)
         entry["kl"] = {"heads": names, "nats": pack(nats, float(nats.max(initial=0.0)))}
-        shown = names[:DETAILED_HEADS]
-        entry["attention"] = {name: pack_rows(np.asarray(records.attention(name)[row], np.float32)) for name in shown}
+        strongest = names[:DETAILED_HEADS]
+        entry["attention"] = {
+            name: pack_rows(np.asarray(records.attention(name)[row], np.float32)) for name in strongest
+        }
     return entry
 
 
@@ -174,8 +176,8 @@ def report_data(runs: Sequence[Records], *, images: int = 12, samples: int = SAM
     rows = select_images(runs, images, seed=seed)
     pictures = _Pictures()
     pictures.add(first.index[rows], read_images(first, rows))
-    sending = [run for run in runs if mean_active_heads(run)]
-    likeness = similarity(sending, most=DETAILED_HEADS, samples=samples, seed=seed) if sending else None
+    active_runs = [run for run in runs if mean_active_heads(run)]
+    likeness = similarity(active_runs, most=DETAILED_HEADS, samples=samples, seed=seed) if active_runs else None
     entries = []
     for k, run in enumerate(runs):
         entry: dict[str, Any] = {

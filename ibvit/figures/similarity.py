@@ -1,4 +1,4 @@
-"""Draws Fig. 6: NMI of the first head to survive with the heads of other runs, and between the heads of two runs."""
+"""Draws Fig. 6: NMI of the first active head with the heads of other runs, and between the heads of two runs."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ MOST_NUMBERS = 70  # of cells, each with its value
 
 def draw_similarity(result: Similarity) -> Figure:
     """Left: bars with standard errors against the first head of the first run. Right: the heads of the two runs that
-    follow it in the spectrum, against each other. A question mark: too little is said to tell."""
+    follow it in the spectrum, against each other. A question mark: the head sends too little to estimate its NMI."""
     figure = style.new_figure(style.PAGE, 2.6)
     left, right = figure.subplots(1, 2, width_ratios=[1.8, 1])
     others = np.arange(1, len(result.heads))
@@ -56,8 +56,8 @@ def _name_runs(axes: Axes, result: Similarity, others: np.ndarray) -> None:
 
 def _draw_pair(figure: Figure, axes: Axes, result: Similarity) -> None:
     labels = list(dict.fromkeys(run["label"] for run in result.runs))
-    chosen = labels[1:3] if len(labels) > 2 else labels[:2] * (2 // max(1, len(labels[:2])))
-    first, second = (_heads_of(result, label) for label in (chosen[0], chosen[-1]))
+    pair = labels[1:3] if len(labels) > 2 else labels[:2] * (2 // max(1, len(labels[:2])))
+    first, second = (_heads_of(result, label) for label in (pair[0], pair[-1]))
     values = result.nmi[np.ix_(first, second)]
     picture = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -72,6 +72,6 @@ def _draw_pair(figure: Figure, axes: Axes, result: Similarity) -> None:
 
 
 def _heads_of(result: Similarity, label: str) -> np.ndarray:
-    """Places of the heads of the first run with this label."""
+    """Indices of the heads of the first run with this label."""
     name = next(run["name"] for run in result.runs if run["label"] == label)
     return result.of_run(name)

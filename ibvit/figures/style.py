@@ -1,6 +1,6 @@
 """One look for all figures: widths, fonts, the colour of a run, and how a figure is saved.
 
-A run's colour follows from its place in the spectrum alone, so it is the same in every figure: viridis (readable in
+A run's colour follows from its position in the spectrum alone, so it is the same in every figure: viridis (readable in
 grey and with any colour vision) from dark blue, no attention, over log β to yellow, full attention.
 """
 
@@ -96,7 +96,7 @@ def bare(axes: Axes) -> None:
 
 
 def log_axis(axis: XAxis | YAxis) -> None:
-    """A log scale with plain numbers at round places, few enough to read; call it when all is drawn."""
+    """A log scale with plain numbers at round values, few enough to read; call it after all else is drawn."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim()
     if high / low < 4:
@@ -110,7 +110,7 @@ def log_axis(axis: XAxis | YAxis) -> None:
 def mark_patch(axes: Axes, patch: Any, grid: tuple[int, int], extent: tuple[int, int], mark: str = MARK) -> None:
     """Outline the patch at position `patch` of `grid` on a picture of `extent` = (height, width) pixels.
 
-    A white seam keeps the red outline apart from whatever colours the picture has.
+    A white seam keeps the red outline apart from the colours of the picture.
     """
     row, column = divmod(int(patch), grid[1])
     height, width = extent[0] / grid[0], extent[1] / grid[1]

@@ -1,4 +1,4 @@
-"""The picture that every run leaves: how it learned, its information, and which heads are active."""
+"""The picture that every run leaves: its losses, its information, and which heads are active."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ GAP = 0.12  # between one image's rows and the next one's, in heights of a map
 
 
 def draw_vote_maps(votes: VoteMaps, maps: KLMaps) -> Figure:
-    """Two rows an image, a column a run: the votes in three colours, and the KL map of the runs with bottlenecks."""
+    """Two rows per image, one column per run: the votes in four colours, and the KL maps of runs with bottlenecks."""
     images, columns = len(votes.index), 1 + len(votes.runs)
     size = style.PAGE / columns
     figure = style.new_figure(style.PAGE, images * (2 + GAP) * size + 0.7)

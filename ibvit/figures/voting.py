@@ -1,4 +1,4 @@
-"""Draws Fig. 1c: how the patches of an image vote, one dot an image."""
+"""Draws Fig. 1c: how the patches of an image vote, one dot per image."""
 
 from matplotlib.figure import Figure
 

@@ -14,7 +14,7 @@ A channel is p(u|x) = N(μ(x), diag σ²(x)), ρ = ln σ², for M equally likely
 out, their sum is `bias_bound`. That can only lower I(U;V) and I(U;U′), by at most the sums of these bounds; the NMI's
 `bias_bound` is the widest ratio they allow.
 
-**Quadrature: error below 1e-6 nats, estimated.** With one active dimension a head (or two in one), the density on a
+**Quadrature: error below 1e-6 nats, estimated.** With one active dimension per head (or two in one), the density on a
 grid is a matrix product of one-dimensional Gaussians, and the trapezoid rule converges geometrically: `quadrature`.
 
 **Sampling: standard errors, estimated.** With r = log p(u|x) at the draw's own x, and ℓ(i) = log p(u|x_i) − r::
@@ -42,7 +42,7 @@ Where little is shared and much is sampled away, I(U;U′) may come out at or be
 information near log M the estimate is carried by rare draws, and its error is as uncertain as they are rare.
 
 *Resources.* The channels' active dimensions in float32, and a backend's layout of them: as much again on a CPU; on a
-GPU 20 bytes a dimension for each of four pairs, 160 while a pair is laid out. A call takes `backends.WORKSPACE_BYTES`
+GPU 20 bytes per dimension for each of four pairs, 160 while a pair is laid out. A call takes `backends.WORKSPACE_BYTES`
 beside its results, on a GPU `GPU_WORKSPACE_BYTES`; draws and controls a few times `sampling.BLOCK_BYTES`; the finest
 quadrature 1 GiB. Under torch.distributed every rank takes a share of the batches, and all get the same answer to
 rounding.

@@ -119,28 +119,30 @@ def nmi_matrix(
         ((3, 3), True)
     """
     options = Options(samples, seed, method, tolerance, idle_nats, impl, threads)
-    for name, given in (("channels", channels), ("others", others)):
-        if not isinstance(given, list | tuple) and not (name == "others" and given is None):
-            raise TypeError(f"{name}: expected a list of pairs (mu, logvar), got {arguments.shown(given)}")
+    for name, value in (("channels", channels), ("others", others)):
+        if not isinstance(value, list | tuple) and not (name == "others" and value is None):
+            raise TypeError(f"{name}: expected a list of pairs (mu, logvar), got {arguments.shown(value)}")
     named = {f"channels[{i}]": parameters for i, parameters in enumerate(channels)}
     if not named or (others is not None and not len(others)):
         raise ValueError(f"{'others' if named else 'channels'}: expected at least one channel, got none")
     named |= {f"others[{i}]": parameters for i, parameters in enumerate(others or ())}
-    made = _make_channels(named, options)
-    rows, columns = made[: len(channels)], made[len(channels) :]
+    both = _make_channels(named, options)
+    rows, columns = both[: len(channels)], both[len(channels) :]
     return estimation.nmi_matrix(rows, columns if others is not None else None, options)
 
 
 def _make_channels(named: dict[str, Parameters], options: Options) -> list[Channel]:
     """Check all channels, and that they go together."""
-    made: list[Channel] = []
+    channels: list[Channel] = []
     for name, parameters in named.items():
         if not (isinstance(parameters, tuple | list) and len(parameters) == 2):
             raise TypeError(f"{name}: expected a pair (mu, logvar), got {arguments.shown(parameters)}")
         channel = make_channel(*parameters, options.idle_budget, name)
-        if made and channel.components != made[0].components:
-            raise ValueError(f"{name}: expected {made[0].components} inputs like the others, got {channel.components}")
-        if made and channel.mu.device != made[0].mu.device:
-            raise ValueError(f"{name}: expected on {made[0].mu.device} like the others, got {channel.mu.device}")
-        made.append(channel)
-    return made
+        if channels and channel.components != channels[0].components:
+            raise ValueError(
+                f"{name}: expected {channels[0].components} inputs like the others, got {channel.components}"
+            )
+        if channels and channel.mu.device != channels[0].mu.device:
+            raise ValueError(f"{name}: expected on {channels[0].mu.device} like the others, got {channel.mu.device}")
+        channels.append(channel)
+    return channels

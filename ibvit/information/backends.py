@@ -1,5 +1,7 @@
 """Where the sums over components are done: the CPU library, Triton, or plain torch.
 
+`torch` is the plain path and the specification of the estimator, as `reference` is that of the bottleneck.
+
 A *column* is one draw of u for every sample, from one of the channels; two columns of one channel are U and U′. For
 sample s and component i let ℓ_c = log N(u_c(s); mu[i], exp(logvar[i])) − reference_c(s). Every backend computes
 
@@ -73,9 +75,9 @@ def open_mixture(channels: Sequence[Channel], impl: Impl = "auto", threads: int 
         impl = _best(device)
     if impl == "torch":
         return TorchMixture(channels)
-    wanted = {"native": "cpu", "triton": "cuda"}[impl]
-    if device != wanted:
-        raise ValueError(f"impl: {impl!r} takes {wanted} tensors, got tensors on {device}")
+    expected = {"native": "cpu", "triton": "cuda"}[impl]
+    if device != expected:
+        raise ValueError(f"impl: {impl!r} takes {expected} tensors, got tensors on {device}")
     if (reason := why_missing(impl)) is not None:
         raise UnavailableError(f"impl: {impl!r} is not available: {reason}")
     return NativeMixture(channels, threads) if impl == "native" else TritonMixture(channels)
@@ -126,7 +128,7 @@ class NativeMixture:
 
     def threads(self, channel: Sequence[int], pairs: int) -> int:
         """As many as were asked for, as far as the workspace goes."""
-        return max(1, min(self._threads, WORKSPACE_BYTES // self._sums.bytes_a_thread(channel, pairs)))
+        return max(1, min(self._threads, WORKSPACE_BYTES // self._sums.bytes_per_thread(channel, pairs)))
 
     def log_sums(
         self, u: Sequence[Tensor], channel: Sequence[int], reference: Sequence[Tensor], pairs: Tensor

@@ -112,9 +112,9 @@ def make_channel(mu: Array, logvar: Array, idle_nats: float, name: str = "") -> 
         raise ValueError(f"{prefix}logvar: expected on the device of {prefix}mu, {devices[0]}, got {devices[1]}")
 
     mean, variance, mean_logvar = _moments(mu, logvar, prefix)
-    carried = (0.5 * (variance.log() - mean_logvar)).clamp_min(0)  # [d] nats at most
-    smallest_first = torch.argsort(carried)
-    idle = int((carried[smallest_first].cumsum(0) <= idle_nats).sum())
+    nats = (0.5 * (variance.log() - mean_logvar)).clamp_min(0)  # [d] nats at most
+    smallest_first = torch.argsort(nats)
+    idle = int((nats[smallest_first].cumsum(0) <= idle_nats).sum())
     kept = smallest_first[idle:].sort().values
 
     device = mean.device
@@ -128,7 +128,7 @@ def make_channel(mu: Array, logvar: Array, idle_nats: float, name: str = "") -> 
         kept_mu[rows], kept_logvar[rows] = centred.float(), logvar_rows.float()
         ratio = (logvar_rows.exp() + centred.square()) / variance
         divergence[rows] = (0.5 * (variance.log() - logvar_rows + ratio - 1).sum(1)).float()
-    return Channel(kept_mu, kept_logvar, divergence, float(carried[smallest_first[:idle]].sum()))
+    return Channel(kept_mu, kept_logvar, divergence, float(nats[smallest_first[:idle]].sum()))
 
 
 def _check_resolved(centred: Tensor, logvar: Tensor, start: int, columns: Tensor, prefix: str) -> None:
@@ -136,10 +136,10 @@ def _check_resolved(centred: Tensor, logvar: Tensor, start: int, columns: Tensor
     ratio = centred.abs() * torch.exp(-0.5 * logvar)
     if bool((ratio > MAX_RATIO).any()):
         row, column = divmod(int(ratio.argmax()), ratio.shape[1])
-        place = f"[{start + row}, {int(columns[column])}]"
+        index = f"[{start + row}, {int(columns[column])}]"
         raise ValueError(
             f"{prefix}mu: expected means within {MAX_RATIO:g} σ of their average, beyond which float32 is too coarse, "
-            f"got {float(ratio[row, column]):.3g} σ at {place}"
+            f"got {float(ratio[row, column]):.3g} σ at {index}"
         )
 
 
@@ -159,10 +159,10 @@ def _check_array(array: Array, name: str) -> None:
 
 def _slices(mu: Array, logvar: Array, columns: list[int] | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Float64 rows of both arrays, all columns or some, a slice at a time, on the device of `mu`."""
-    chosen = slice(None) if columns is None else columns
+    selection = slice(None) if columns is None else columns
     for start in range(0, len(mu), ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, len(mu)))
-        yield rows, _double(mu[rows][:, chosen]), _double(logvar[rows][:, chosen])
+        yield rows, _double(mu[rows][:, selection]), _double(logvar[rows][:, selection])
 
 
 def _double(array: Array) -> Tensor:
@@ -183,23 +183,23 @@ def _moments(mu: Array, logvar: Array, prefix: str) -> tuple[Tensor, Tensor, Ten
         centred = mu_rows - shift
         sums = torch.stack([centred.sum(0), centred.square().sum(0), rho.exp().sum(0), rho.sum(0)])
         if not bool(sums.isfinite().all()):
-            _name_the_culprit(mu_rows, rho, rows.start, prefix)
+            _raise_for_first_bad_value(mu_rows, rho, rows.start, prefix)
         totals = totals + sums
     offset, square, noise, mean_logvar = totals / len(mu)
     return shift + offset, square - offset.square() + noise, mean_logvar
 
 
-def _name_the_culprit(mu: Tensor, logvar: Tensor, start: int, prefix: str) -> None:
+def _raise_for_first_bad_value(mu: Tensor, logvar: Tensor, start: int, prefix: str) -> None:
     """Raise for the first value that is not finite, or too large to square, in rows from `start` on."""
     for values, name in ((logvar, "logvar"), (mu, "mu")):
         bad = ~(values.abs() < 1e150)
         if bool(bad.any()):
             row, column = (int(i) for i in bad.nonzero()[0])
-            found = f"{float(values[row, column])} at [{start + row}, {column}]"
-            raise ValueError(f"{prefix}{name}: expected finite values, got {found}")
+            value = f"{float(values[row, column])} at [{start + row}, {column}]"
+            raise ValueError(f"{prefix}{name}: expected finite values, got {value}")
 
 
 def log_density(u: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(u; mu, exp(logvar)) summed over the last dimension: float64 arithmetic on whatever comes."""
+    """log N(u; mu, exp(logvar)) summed over the last dimension: in float64 for any dtype."""
     mu, rho = mu.double(), logvar.double()
     return -0.5 * ((u.double() - mu).square() * torch.exp(-rho) + rho + math.log(2 * math.pi)).sum(-1)

@@ -18,12 +18,12 @@ from ibvit.information import quadrature
 from ibvit.information.backends import Impl, open_mixture
 from ibvit.information.channel import Channel
 from ibvit.information.estimate import Estimate, EstimateMatrix
-from ibvit.information.sampling import Batches, Plan, Replicates, Sampler
+from ibvit.information.sampling import Batches, Replicates, Sampler, SamplingPlan
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 
 Method = Literal["auto", "mc", "stratified", "quadrature"]
 BATCHES = 128  # independent repetitions that an error comes from: enough for ±1.96 standard errors to mean 95 %
-PILOT_BATCHES, PILOT_DRAWS = 32, 128  # to learn how far off the tolerance is
+PILOT_BATCHES, PILOT_DRAWS = 32, 128  # they estimate how many samples the tolerance needs
 MAX_SAMPLES = 20_000_000  # where the search for a tolerance gives up: the paper's number
 MOST_SAMPLES, MOST_THREADS = 10**10, 4096  # that can be asked for
 LARGEST_EXCESS = 1e12  # of an error over its tolerance: more asks for MAX_SAMPLES all the same
@@ -43,7 +43,8 @@ class Options:
             dimension dropped.
         tolerance: standard error to stop at: nats, or parts of an NMI; the largest one of a matrix.
         idle_nats: dimensions that together carry at most this much are left out; `bias_bound` says how much.
-        impl: `auto`, or the backend of the sums: `native` (CPU library), `triton` (CUDA), `torch`.
+        impl: `auto`, or the backend of the sums: `native` (CPU library), `triton` (CUDA), or `torch`, the
+            plain path of the estimator. (`reference` is the plain path of the bottleneck.)
         threads: of the CPU library; None: as many as torch uses.
 
     Raises:
@@ -93,8 +94,8 @@ def information(channel: Channel, options: Options) -> Estimate:
             return result(quadrature.information(channel), 0.0, quadrature.RESOLUTION, 0, "quadrature")
         except quadrature.NotResolvedError as reason:
             _fall_back(options, reason)
-    value, stderr, batches = _sample([channel], Plan.information(1), mean_and_error, options, "I(X;U)")
-    return result(float(value[0]), float(stderr[0]), 0.0, batches.samples, _sampled(options))
+    value, stderr, batches = _sample([channel], SamplingPlan.information(1), mean_and_error, options, "I(X;U)")
+    return result(float(value[0]), float(stderr[0]), 0.0, batches.samples, _sampling_method(options))
 
 
 def nmi_matrix(rows: Sequence[Channel], columns: Sequence[Channel] | None, options: Options) -> EstimateMatrix:
@@ -115,10 +116,10 @@ def nmi_matrix(rows: Sequence[Channel], columns: Sequence[Channel] | None, optio
     if options.method in ("auto", "quadrature"):
         entries = _integrate(channels, couples, options)
     samples, methods = 0, ["quadrature"] if entries or not couples else []
-    if left := [couple for couple in couples if couple not in entries]:
-        sampled, samples = _sample_nmi(channels, left, options)
+    if remaining := [couple for couple in couples if couple not in entries]:
+        sampled, samples = _sample_nmi(channels, remaining, options)
         entries |= sampled
-        methods.append(_sampled(options))
+        methods.append(_sampling_method(options))
 
     for (a, b), entry in entries.items():
         value[a, b - offset], stderr[a, b - offset], bound[a, b - offset] = entry
@@ -147,9 +148,9 @@ def _integrate(channels: Sequence[Channel], couples: Sequence[tuple[int, int]], 
         except quadrature.NotResolvedError as reason:
             _fall_back(options, reason)
             continue
-        loose = channels[a].bias_bound, channels[b].bias_bound
+        dropped = channels[a].bias_bound, channels[b].bias_bound
         ratio = shared / math.sqrt(own[a] * own[b]) if own[a] > 0 and own[b] > 0 else math.nan
-        entries[a, b] = ratio, 0.0, _nmi_bound(shared, (own[a], own[b]), loose, quadrature.RESOLUTION)
+        entries[a, b] = ratio, 0.0, _nmi_bound(shared, (own[a], own[b]), dropped, quadrature.RESOLUTION)
     return entries
 
 
@@ -164,36 +165,37 @@ def _sample_nmi(
         return ratio_and_error(replicates, local, len(used))
 
     members = [channels[k] for k in used]
-    value, stderr, batches = _sample(members, Plan.shared(len(used), local), reduce, options, "NMI")
+    value, stderr, batches = _sample(members, SamplingPlan.shared(len(used), local), reduce, options, "NMI")
     terms = batches.replicates().full.tolist()
     entries = {}
     for i, (couple, (a, b)) in enumerate(zip(couples, local, strict=True)):
-        loose = members[a].bias_bound, members[b].bias_bound
-        bound = _nmi_bound(terms[len(used) + i], (terms[a], terms[b]), loose, 0.0)
+        dropped = members[a].bias_bound, members[b].bias_bound
+        bound = _nmi_bound(terms[len(used) + i], (terms[a], terms[b]), dropped, 0.0)
         entries[couple] = float(value[i]), float(stderr[i]), bound
     return entries, batches.samples
 
 
-def _nmi_bound(shared: float, own: tuple[float, float], loose: tuple[float, float], resolution: float) -> float:
+def _nmi_bound(shared: float, own: tuple[float, float], dropped: tuple[float, float], resolution: float) -> float:
     """How far off the NMI can be when the dropped dimensions carry up to `loose` nats and terms err by `resolution`.
 
-    Dropping dimensions only loses information: at most loose_a + loose_b of I(U;V), and 2 loose of I(U;U′).
+    Dropping dimensions only loses information: at most dropped_a + dropped_b of I(U;V), and 2 dropped_a of I(U;U′).
     """
     if min(own) <= resolution:
         return math.nan
     ratio = shared / math.sqrt(own[0] * own[1])
-    high = (shared + sum(loose) + resolution) / math.sqrt((own[0] - resolution) * (own[1] - resolution))
-    widest = [i + 2 * b + resolution for i, b in zip(own, loose, strict=True)]
+    high = (shared + sum(dropped) + resolution) / math.sqrt((own[0] - resolution) * (own[1] - resolution))
+    widest = [i + 2 * b + resolution for i, b in zip(own, dropped, strict=True)]
     low = (shared - resolution) / math.sqrt(widest[0] * widest[1])
     return max(high - ratio, ratio - low)
 
 
 def _sample(
-    channels: Sequence[Channel], plan: Plan, reduce: Reduce, options: Options, name: str
+    channels: Sequence[Channel], plan: SamplingPlan, reduce: Reduce, options: Options, name: str
 ) -> tuple[Tensor, Tensor, Batches]:
     """Draw as many samples as were asked for, or as the tolerance takes.
 
-    A pilot decides the size of the main batches and is then forgotten, so that the decision does not bias the result.
+    A pilot decides the size of the main batches. Its draws are then discarded, so that the decision does not bias the
+    result.
     """
     sampler = Sampler(
         channels,
@@ -213,14 +215,14 @@ def _sample(
     value, stderr = reduce(batches.replicates())
     size = 0
     while (excess := min(_largest(stderr) / options.tolerance, LARGEST_EXCESS)) > 1:
-        wanted = batches.samples * excess**2
+        needed = batches.samples * excess**2
         if batches.samples >= MAX_SAMPLES:
             message = "%s: stopped at %d samples with a standard error of %.2g, above the tolerance of %.2g"
             log = logging.getLogger("ibvit")
             log.warning(message, name, batches.samples, _largest(stderr), options.tolerance)
             break
         if size == 0:
-            size = math.ceil(1.1 * min(wanted, MAX_SAMPLES) / BATCHES)
+            size = math.ceil(1.1 * min(needed, MAX_SAMPLES) / BATCHES)
             batches, count = sampler.empty(), BATCHES
         else:
             most = math.ceil(MAX_SAMPLES / size)
@@ -235,7 +237,7 @@ def _largest(stderr: Tensor) -> float:
     return float(torch.nan_to_num(stderr, nan=0.0).max())
 
 
-def _sampled(options: Options) -> str:
+def _sampling_method(options: Options) -> str:
     return "mc" if options.method == "mc" else "stratified"
 
 

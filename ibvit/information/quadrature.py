@@ -33,7 +33,7 @@ STEP = 0.48  # standard deviations, the largest step that represents a component
 REACH = 6.2  # standard deviations; beyond are 6e-10 of a component
 LARGEST_GRID = {1: 20, 2: 12}  # log2 of the points of an axis, by the number of coordinates: under 1 GiB in all
 TILE = 16  # points; components whose means share a tile are neighbours
-CHUNK = 2048  # components a matrix product
+CHUNK = 2048  # components per matrix product
 
 Functional = Callable[[Tensor, float], float]
 Part = tuple[tuple[slice, ...], Tensor]
@@ -127,7 +127,7 @@ def _integrate(coordinates: Sequence[Coordinate], functional: Functional) -> flo
         if abs(fine - coarse) <= AGREEMENT:
             return fine
         finest = [m + 1 for m in finest]
-    raise NotResolvedError(f"the posteriors are too narrow for {1 << largest} points an axis")
+    raise NotResolvedError(f"the posteriors are too narrow for {1 << largest} points per axis")
 
 
 def _spectrum(
@@ -161,9 +161,9 @@ def _neighbours(mu: Sequence[Tensor], axes: Sequence[Axis]) -> Iterator[Tensor]:
     yield from code.argsort(stable=True).split(CHUNK)
 
 
-def _part(coordinates: Sequence[Coordinate], axes: Sequence[Axis], chosen: Tensor) -> Part:
+def _part(coordinates: Sequence[Coordinate], axes: Sequence[Axis], indices: Tensor) -> Part:
     """Summed density of some components, and the window that it belongs to."""
-    pairs = [_factor(c, chosen, axis) for c, axis in zip(coordinates, axes, strict=True)]
+    pairs = [_factor(c, indices, axis) for c, axis in zip(coordinates, axes, strict=True)]
     factors = [factor for factor, _ in pairs]
     return tuple(window for _, window in pairs), factors[0].sum(0) if len(factors) == 1 else factors[0].T @ factors[1]
 
@@ -183,9 +183,9 @@ def _in_threads(function: Callable[[Tensor], Part], chunks: Sequence[Tensor]) ->
         torch.set_num_threads(threads)
 
 
-def _factor(c: Coordinate, chosen: Tensor, axis: Axis) -> tuple[Tensor, slice]:
-    """Densities of some components, `[len(chosen), window]`, on the window of the axis that they reach."""
-    mu, sigma = c.mu[chosen], c.sigma[chosen]
+def _factor(c: Coordinate, indices: Tensor, axis: Axis) -> tuple[Tensor, slice]:
+    """Densities of some components, `[len(indices), window]`, on the window of the axis that they reach."""
+    mu, sigma = c.mu[indices], c.sigma[indices]
     first = math.floor((float((mu - REACH * sigma).min()) - axis.start) / axis.step)
     last = math.ceil((float((mu + REACH * sigma).max()) - axis.start) / axis.step) + 1
     points = axis.start + axis.step * torch.arange(first, last, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 The unit of randomness is a *batch*: an independent sample of the same size, one observation of every term at once.
 Errors come from leaving out one batch at a time and doing everything else again, the regression on the control
-variates included: whatever correlation the terms, the strata or the regression bring is in them. Batches are also the
+variates included: they include every correlation of the terms, the strata and the regression. Batches are also the
 unit of work of a rank.
 """
 
@@ -22,25 +22,25 @@ from ibvit.information.controls import CONTROLS, GaussianControls
 from ibvit.progress import Progress
 
 BLOCK_BYTES = 1 << 26  # of the draws that are in memory together
-UNITS = 8  # at least, that batches are handed out in: the ranks that can share small work
+UNITS = 8  # batches are divided into at least so many units of work, which the ranks share
 Column = tuple[int, int]  # channel, replicate
 Member = tuple[int] | tuple[int, int]  # one column: log p(u|x)/p(u); two: log p(u,v)/(p(u) p(v))
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """What is drawn and what is averaged: each term is the mean of its members."""
 
     columns: list[Column]
     terms: list[tuple[Member, ...]]
 
     @classmethod
-    def information(cls, channels: int) -> Plan:
+    def information(cls, channels: int) -> SamplingPlan:
         """One term I(X;U) for each channel."""
         return cls([(k, 0) for k in range(channels)], [((k,),) for k in range(channels)])
 
     @classmethod
-    def shared(cls, channels: int, couples: Sequence[tuple[int, int]]) -> Plan:
+    def shared(cls, channels: int, couples: Sequence[tuple[int, int]]) -> SamplingPlan:
         """Terms I(U;U′) of every channel, then I(U;V) of every couple, from two draws u, u′ of each channel for an x.
 
         (u, v) and (u′, v′) are both draws of the joint channel.
@@ -113,7 +113,14 @@ class Sampler:
     """
 
     def __init__(
-        self, channels: Sequence[Channel], mixture: Mixture, plan: Plan, *, stratified: bool, control: bool, seed: int
+        self,
+        channels: Sequence[Channel],
+        mixture: Mixture,
+        plan: SamplingPlan,
+        *,
+        stratified: bool,
+        control: bool,
+        seed: int,
     ) -> None:
         self._channels, self._mixture, self._plan, self._seed = channels, mixture, plan, seed
         self._device = channels[0].mu.device
@@ -172,8 +179,8 @@ class Sampler:
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=self._device)
         if self._order is None:
             return (uniform * self._components).long().flatten()
-        place = (torch.arange(strata.start, strata.stop, device=self._device) + uniform).flatten()
-        return self._order[(place * (self._components / size)).long().clamp_max(self._components - 1)]
+        position = (torch.arange(strata.start, strata.stop, device=self._device) + uniform).flatten()
+        return self._order[(position * (self._components / size)).long().clamp_max(self._components - 1)]
 
     def _draw(self, x: Tensor, column: Column, stream: tuple[int, ...]) -> _Draw:
         channel = self._channels[column[0]]
@@ -212,7 +219,7 @@ class Sampler:
         return torch.cat([value[None], controls])
 
     def _generator(self, *stream: int) -> torch.Generator:
-        """A random stream for each tuple of small integers."""
+        """A random generator of its own for each tuple of small integers."""
         state = self._seed & _WORD
         for word in stream:
             state = _mix((state + word + 1) & _WORD)

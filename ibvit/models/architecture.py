@@ -1,7 +1,7 @@
-"""What an architecture may ask for: the arguments of `create_model` with their types and ranges.
+"""What an architecture may contain: the arguments of `create_model` with their types and ranges.
 
-One table for callers in Python and for configurations in files, which come from strangers: what is not in it is
-refused, so that a file can neither name another file to load nor ask for a model that no machine can build.
+One table for callers in Python and for configurations in files, which are not trusted: what is not in it is refused, so
+that a file can neither name another file to load nor describe a model that no machine can build.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _WEIGHT_INITS = ("", "jax", "jax_nlhb", "moco", "skip", "reset")
 
 def _name(argument: str, value: Any) -> None:
     if not (isinstance(value, str) and timm.is_model(value)):
-        shown = arguments.shown(value)
-        raise ValueError(f"{argument}: expected the name of a timm model (timm.list_models('vit_*')), got {shown}")
+        value_text = arguments.shown(value)
+        raise ValueError(f"{argument}: expected the name of a timm model (timm.list_models('vit_*')), got {value_text}")
     if value.startswith(("ibvit_", "vit_noattn_")):
         raise ValueError(f"{argument}: expected a backbone such as 'vit_tiny_patch16_224', got {value!r}")
 
@@ -100,10 +100,10 @@ def check_argument(name: str, value: Any, shown_as: str | None = None) -> None:
 
 
 def check_architecture(spec: Mapping[str, Any], source: str) -> None:
-    """Refuse an architecture from a file that asks for anything but what is in the table.
+    """Refuse an architecture from a file that contains anything but what is in the table.
 
     Args:
-        spec: what stands under ``architecture`` in ``config.json``.
+        spec: the value of ``architecture`` in ``config.json``.
         source: argument and file, for messages.
 
     Raises:
@@ -111,8 +111,8 @@ def check_architecture(spec: Mapping[str, Any], source: str) -> None:
     """
     for name, value in spec.items():
         if name not in ARGUMENTS:
-            known = ", ".join(ARGUMENTS)
-            raise ValueError(f"{source}: architecture: expected only {known}, got {arguments.shown(name)}")
+            names = ", ".join(ARGUMENTS)
+            raise ValueError(f"{source}: architecture: expected only {names}, got {arguments.shown(name)}")
         try:
             check_argument(name, value, f"{source}: architecture: {name}")
         except TypeError as error:  # of the file's content, which is no argument of a caller

@@ -2,7 +2,7 @@
 
 Both modules adopt the parameters of a timm ``Attention`` under their own names (``qkv``, ``proj``, …), so a timm state
 dict loads. ``forward`` is the fast path; when a :class:`Probe` is attached, the same computation runs step by step and
-exposes or changes what the probe asks for.
+exposes or changes what the probe names.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ HOOKS = ("hook_pattern", "hook_mu", "hook_logvar", "hook_z", "hook_kl", "hook_up
 class Probe:
     """What to read from one block's attention, and what to change in it.
 
-    ``cache`` maps the wanted hook names to None; the forward pass fills in the tensors.
+    ``cache`` maps the names of hooks to None; the forward pass fills in the tensors.
     """
 
     cache: dict[str, Tensor | None] = field(default_factory=dict)
     mean: bool = False  # z = μ instead of a sample
-    silent: frozenset[int] = frozenset()  # heads that write nothing and pay nothing
+    silent: frozenset[int] = frozenset()  # heads that write nothing and whose KL counts as 0
     z: dict[int, Tensor] = field(default_factory=dict)  # head → latent to use instead, broadcast to [B, N, r]
 
     def wants(self, hook: str) -> bool:

@@ -34,14 +34,14 @@ def build(
     own = {"name": name, "attention": attention, "latent_dim": latent_dim, "hidden_dim": hidden_dim, "impl": impl}
     for argument, value in (own | timm_args).items():
         check_argument(argument, value)
-    given = ", ".join(f"{argument}={arguments.shown(value)}" for argument, value in timm_args.items())
+    argument_list = ", ".join(f"{argument}={arguments.shown(value)}" for argument, value in timm_args.items())
     sizes = {argument: tuple(timm_args[argument]) for argument in _SIZES if isinstance(timm_args.get(argument), list)}
     try:
         source = timm.create_model(name, **_POOLING, **(timm_args | sizes))
     except Exception as error:  # not a ViT, or arguments that exclude each other: timm has no one error for them
         reason = arguments.one_line(error) or type(error).__name__
         raise ValueError(
-            f"name: timm cannot build {name!r} as a VisionTransformer with {given or 'no arguments'}: {reason}"
+            f"name: timm cannot build {name!r} as a VisionTransformer with {argument_list or 'no arguments'}: {reason}"
         ) from error
     if (
         not isinstance(source, timm_vit.VisionTransformer)

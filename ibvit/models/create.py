@@ -63,8 +63,8 @@ def create_model(
     if pretrained is True:
         load_backbone(model, _download(name))
     elif pretrained is not False:
-        known = timm.get_pretrained_cfg(name)
-        size = known.input_size[-2:] if known is not None else None
+        config = timm.get_pretrained_cfg(name)
+        size = config.input_size[-2:] if config is not None else None
         load_source(model, read_source(pretrained, "pretrained", size))
     return model
 
@@ -99,12 +99,12 @@ def save_model(model: VisionTransformer, directory: str | Path, facts: Mapping[s
 def load(directory: str | Path) -> VisionTransformer:
     """The model of a run folder, or of an exported ``model.safetensors`` + ``config.json``, in evaluation mode.
 
-    The configuration may ask for nothing but what :mod:`ibvit.models.architecture` lists, and neither file runs code.
+    The configuration may contain nothing but what :mod:`ibvit.models.architecture` lists, and neither file runs code.
 
     Raises:
         TypeError: not a path.
         FileNotFoundError: the folder lacks one of the two files.
-        ValueError: a file is damaged, asks for what it may not, or the weights do not fit the configuration.
+        ValueError: a file is damaged, the configuration is refused, or the weights do not fit the configuration.
     """
     directory = arguments.path("directory", directory)
     run = read_run(directory, "directory")
@@ -120,8 +120,8 @@ def _register(size: str) -> None:
     for name, attention in kinds.items():
 
         def entrypoint(pretrained: bool = False, *, _attention: KindName = attention, **args: Any) -> VisionTransformer:
-            known = {key: value for key, value in args.items() if value is not None}
-            return create_model(backbone, attention=_attention, pretrained=pretrained, **known)
+            options = {key: value for key, value in args.items() if value is not None}
+            return create_model(backbone, attention=_attention, pretrained=pretrained, **options)
 
         entrypoint.__name__ = entrypoint.__qualname__ = name
         globals()[name] = register_model(entrypoint)

@@ -33,7 +33,7 @@ def unwrap(model: nn.Module) -> VisionTransformer:
 
 
 @functools.cache
-def _say_once() -> None:
+def _log_once() -> None:
     log.info("hooks and interventions: the affected blocks run the reference implementation")
 
 
@@ -41,7 +41,7 @@ def _say_once() -> None:
 def _probing(attention: Attention, probe: Probe) -> Iterator[Probe]:
     previous, attention.probe = attention.probe, probe
     if previous is None and isinstance(attention, BottleneckAttention):
-        _say_once()
+        _log_once()
     try:
         yield probe
     finally:
@@ -54,7 +54,7 @@ def _probe(attention: Attention) -> Probe:
 
 @contextmanager
 def noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Draw the noise inside from ``seed``: what runs inside can be repeated. Afterwards the model goes on as before.
+    """Draw the noise inside from ``seed``: what runs inside can be repeated. Then the model has its own noise again.
 
     Each forward pass inside moves on by one step, so batches get different noise.
 
@@ -175,15 +175,17 @@ def run_with_cache(
     arguments.names("names", names)
     unknown = [name for name in names if name not in available]
     if unknown:
-        shown = f"{available[0]} … {available[-1]}" if available else "none: this model has no attention"
-        raise ValueError(f"names: expected hooks of this model ({shown}), got {arguments.one_line(', '.join(unknown))}")
-    wanted: dict[int, list[str]] = {}
+        examples = f"{available[0]} … {available[-1]}" if available else "none: this model has no attention"
+        raise ValueError(
+            f"names: expected hooks of this model ({examples}), got {arguments.one_line(', '.join(unknown))}"
+        )
+    hooks_by_block: dict[int, list[str]] = {}
     for name in names:
         _, index, _, hook = name.split(".")
-        wanted.setdefault(int(index), []).append(hook)
+        hooks_by_block.setdefault(int(index), []).append(hook)
     with ExitStack() as stack:
         probes = {}
-        for block, hooks in wanted.items():
+        for block, hooks in hooks_by_block.items():
             attention = core.attentions[block]
             probe = with_changes(_probe(attention), cache=dict.fromkeys(hooks))
             probes[block] = stack.enter_context(_probing(attention, probe))

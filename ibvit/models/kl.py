@@ -1,6 +1,6 @@
-"""KL accounting: every reduction of the information cost, in one place.
+"""KL accounting: every reduction of the information cost.
 
-``kl`` is what a model returns: float32 ``[B, L, H, N]`` in nats, one number an image, block, head and token. The
+``kl`` is what a model returns: float32 ``[B, L, H, N]`` in nats, one number per image, block, head and token. The
 objective (paper, Eq. 3) is loss = CE + β·K; K is a *mean* over all four axes (``"mean"``, the reading under which the
 paper's β = 10 … 0.01 are sensible) or, to the letter of Eq. 3, a *sum* over blocks, heads and tokens averaged over
 the batch (``"sum"``). The two differ by the factor L·H·N.
@@ -87,19 +87,19 @@ def bits(nats: float) -> float:
 
 
 def per_image(kl: Tensor) -> Tensor:
-    """Nats an image, ``[B]``: the sum over blocks, heads and tokens."""
+    """Nats per image, ``[B]``: the sum over blocks, heads and tokens."""
     _check_kl(kl)
     return kl.sum(dim=(1, 2, 3))
 
 
 def per_patch(kl: Tensor) -> Tensor:
-    """Nats a patch, ``[B, N]``: the sum over blocks and heads (the maps of Fig. 2)."""
+    """Nats per patch, ``[B, N]``: the sum over blocks and heads (the maps of Fig. 2)."""
     _check_kl(kl)
     return kl.sum(dim=(1, 2))
 
 
 def per_head(kl: Tensor) -> Tensor:
-    """Mean nats a token of each head, ``[L, H]``."""
+    """Mean nats per token of each head, ``[L, H]``."""
     _check_kl(kl)
     return kl.mean(dim=(0, 3))
 
@@ -154,7 +154,7 @@ class KLSummary(NamedTuple):
 
     nats_per_patch: float
     nats_per_image: float
-    heads: list[list[float]]  # [L][H], mean nats a token
+    heads: list[list[float]]  # [L][H], mean nats per token
     active_heads: list[str]
 
 
@@ -214,11 +214,11 @@ def parse_head(head: str, blocks: int, heads: int) -> tuple[int, int]:
     """
     arguments.whole("blocks", blocks, 1)
     arguments.whole("heads", heads, 1)
-    found = _HEAD.fullmatch(head) if isinstance(head, str) else None
-    if found is None or int(found[1]) >= blocks or int(found[2]) >= heads:
+    match = _HEAD.fullmatch(head) if isinstance(head, str) else None
+    if match is None or int(match[1]) >= blocks or int(match[2]) >= heads:
         expected = f"'block.head' with block < {blocks} and head < {heads}"
         raise ValueError(f"head: expected {expected}, got {arguments.shown(head)}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 _HEAD = re.compile(r"(\d{1,6})\.(\d{1,6})", re.ASCII)

@@ -1,4 +1,4 @@
-"""Weights as they lie in files, with what is known of the model that they come from.
+"""Read weights from files, with what is known of the model that they come from.
 
 A file of weights does not say which grid of patches its position embedding belongs to, nor whether its class token and
 registers have positions: 64 positions are 8×8 or 4×16. So the grid is *known*, from the model that the weights come
@@ -111,11 +111,11 @@ def _read_json(path: Path, argument: str) -> dict[str, Any]:
 
 def _size_in_timm_config(content: Mapping[str, Any]) -> Grid | None:
     """(height, width) of a model on the Hugging Face hub: what it was built with, or what its weights were made for."""
-    stored, made_with = content.get("pretrained_cfg"), content.get("model_args")
+    stored, model_args = content.get("pretrained_cfg"), content.get("model_args")
     size = stored.get("input_size") if isinstance(stored, dict) else None
     size = size[-2:] if isinstance(size, list) and len(size) == 3 else None
-    if isinstance(made_with, dict) and made_with.get("img_size"):
-        size = made_with["img_size"] if isinstance(made_with["img_size"], list) else [made_with["img_size"]] * 2
+    if isinstance(model_args, dict) and model_args.get("img_size"):
+        size = model_args["img_size"] if isinstance(model_args["img_size"], list) else [model_args["img_size"]] * 2
     if size is None or len(size) != 2 or not all(type(one) is int and 0 < one < 1 << 16 for one in size):
         return None
     return size[0], size[1]
@@ -134,7 +134,7 @@ def read_run(folder: Path, argument: str) -> Run:
 
     Raises:
         FileNotFoundError: the folder lacks its configuration or its weights.
-        ValueError: one of them is damaged, asks for what it may not, or they do not fit each other.
+        ValueError: one of them is damaged, the architecture is refused, or they do not fit each other.
     """
     spec = run_folder.read_config(folder, argument)["architecture"]
     weights, config = folder / run_folder.MODEL, folder / run_folder.CONFIG
@@ -158,7 +158,7 @@ def build_skeleton(spec: Mapping[str, Any], source: str) -> VisionTransformer:
     """The model of an architecture from a file, without memory for its weights.
 
     Raises:
-        ValueError: the architecture asks for what it may not, or cannot be built.
+        ValueError: the architecture contains what it may not, or cannot be built.
     """
     check_architecture(spec, source)
     try:

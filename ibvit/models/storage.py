@@ -1,4 +1,4 @@
-"""Weights in a file that says what they are and whether it is whole."""
+"""Weights in a safetensors file with facts about them and a checksum."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def save_weights(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, An
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with written_aside(path) as partial:
-        known = json.dumps({**facts, "sha256": fingerprint(tensors)})
+        facts_json = json.dumps({**facts, "sha256": fingerprint(tensors)})
         try:
-            save_file(tensors, partial, {_HEADER: f"{hashlib.sha256(known.encode()).hexdigest()} {known}"})
+            save_file(tensors, partial, {_HEADER: f"{hashlib.sha256(facts_json.encode()).hexdigest()} {facts_json}"})
         except SafetensorError as error:  # its word for a full disk
             raise OSError(errno.EIO, arguments.one_line(error), str(path)) from error
 
@@ -103,7 +103,7 @@ def _read(path: Path, argument: str, tensors: bool) -> tuple[dict[str, Tensor], 
     except (SafetensorError, OSError, ValueError) as error:
         reason = arguments.one_line(error)
         raise ValueError(f"{argument}: {path} is damaged or not a file of tensors ({reason})") from error
-    digest, _, known = header.partition(" ")
-    if header and digest != hashlib.sha256(known.encode()).hexdigest():
+    digest, _, facts_json = header.partition(" ")
+    if header and digest != hashlib.sha256(facts_json.encode()).hexdigest():
         raise ValueError(f"{argument}: {path} is damaged: its header is not the one that was saved")
-    return state, json.loads(known) if header else {}
+    return state, json.loads(facts_json) if header else {}

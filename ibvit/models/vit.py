@@ -67,7 +67,7 @@ class VisionTransformer(nn.Module):
         attention: ``"ib"``, ``"full"`` or ``"none"``.
         num_blocks, num_heads, latent_dim: L, H, r (``latent_dim`` is 0 without bottlenecks).
         grid_size, patch_size: patches (rows, columns) of an image; pixels (height, width) of a patch.
-        loaded: what was last taken from a checkpoint to start from, None without one.
+        loaded: which weights the model started from (checkpoint or run); None for random weights.
     """
 
     noise_key: Tensor
@@ -78,8 +78,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if not isinstance(source, timm_vit.VisionTransformer):
             raise TypeError(f"source: expected a timm VisionTransformer, got {arguments.shown(source)}")
-        own = {"attention": attention, "latent_dim": latent_dim, "hidden_dim": hidden_dim, "impl": impl}
-        for argument, value in own.items():
+        options = {"attention": attention, "latent_dim": latent_dim, "hidden_dim": hidden_dim, "impl": impl}
+        for argument, value in options.items():
             check_argument(argument, value)
         self.attention: KindName = attention
         self.loaded: Loaded | None = None
@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         self.latent_dim = latent_dim if self.has_kl else 0
         self.grad_checkpointing = False
 
-        def write(block: int, timm_attention: TimmAttention) -> Attention | None:
+        def adopt_attention(block: int, timm_attention: TimmAttention) -> Attention | None:
             if self.has_kl:
                 return BottleneckAttention(timm_attention, block, latent_dim, hidden_dim, impl)
             return Attention(timm_attention, block) if KINDS[attention].has_attention else None
@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = source.patch_embed
         self.pos_embed = source.pos_embed
         self.pos_drop, self.patch_drop, self.norm_pre = source.pos_drop, source.patch_drop, source.norm_pre
-        self.blocks = nn.ModuleList(Block(b, write(i, b.attn)) for i, b in enumerate(blocks))
+        self.blocks = nn.ModuleList(Block(b, adopt_attention(i, b.attn)) for i, b in enumerate(blocks))
         self.norm, self.head_drop, self.head = source.norm, source.head_drop, source.head
         self.register_buffer("noise_key", ops.noise_key(0), persistent=False)
 
@@ -137,7 +137,7 @@ class VisionTransformer(nn.Module):
         return Channels(self.num_blocks, self.num_heads, self.grid_size[0] * self.grid_size[1])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Recompute each block in the backward pass instead of storing its activations."""
         arguments.boolean("enable", enable)
         self.grad_checkpointing = enable
 
@@ -152,7 +152,7 @@ class VisionTransformer(nn.Module):
         if key is not None:
             check_key(key, images.device)
         if key is None and self.has_kl:
-            key = self.noise_key.clone()  # the backward pass still needs this step's key when the next one has begun
+            key = self.noise_key.clone()  # the backward pass needs this step's key after the next step has begun
             self.noise_key[1] += 1
         x = self._embed(images)
         if self.pos_embed is not None:

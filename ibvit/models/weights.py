@@ -1,4 +1,4 @@
-"""Weights from elsewhere into a model: what fits is taken, all else is named or refused."""
+"""Load weights of another run or file into a model: what fits is taken, all else is named or refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
         source: where the weights come from.
         taken: tensors of the model that are the source's, unchanged or changed.
         changed: what was resampled or renamed, and how.
-        left_out: tensors of the source that the model has no place for.
+        left_out: tensors of the source that the model does not have.
         new: tensors of the model that the source does not have; they keep their initialisation.
     """
 
@@ -74,7 +74,7 @@ def load_weights(model: VisionTransformer, path: str | Path, *, grid: Grid | Non
     Raises:
         TypeError: an argument is of another type.
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, its grid cannot be told, or it does not fit the model; then nothing is loaded.
+        ValueError: the file is damaged, its grid cannot be known, or it does not fit the model; then nothing is loaded.
 
     Example:
         >>> import ibvit, tempfile
@@ -96,7 +96,7 @@ def load_backbone(
 
     Bottlenecks are loaded too if the source has them, and keep their initialisation if not. The position embedding and
     the patch embedding are resampled to the model's grid. Left out, and named, are a class token and registers with
-    their positions, a head for other classes, and what the model's kind of attention has no place for. Tensors alone do
+    their positions, a head for other classes, and what the model's kind of attention does without. Tensors alone do
     not tell the number of heads: it is compared where the source is a model or a run folder.
 
     Args:
@@ -105,7 +105,7 @@ def load_backbone(
 
     Raises:
         TypeError: the source is neither.
-        ValueError: a tensor is missing, has another shape, or has no place in the model; then nothing is loaded.
+        ValueError: a tensor is missing, has another shape, or is not in the model; then nothing is loaded.
     """
     if isinstance(source, VisionTransformer | timm_vit.VisionTransformer):
         rows, columns = source.patch_embed.grid_size
@@ -123,7 +123,7 @@ def _heads(source: timm_vit.VisionTransformer) -> int:
 
 @torch.no_grad()
 def load_source(model: VisionTransformer, source: Source, grid: Grid | None = None) -> Loaded:
-    """See :func:`load_backbone`; a `grid` from the caller goes before the one that the source knows."""
+    """See :func:`load_backbone`; a `grid` from the caller overrides the one of the source."""
     _check_target(model, grid)
     check_tensors(source)
     own, state = model.state_dict(), dict(source.state)
@@ -154,7 +154,7 @@ def load_source(model: VisionTransformer, source: Source, grid: Grid | None = No
             state[name.removeprefix("fc_")] = state.pop(name)
         changed.append("norm (from fc_norm, which acted after pooling)")
 
-    left_out += [name for name in state if _has_no_place(name, model)]
+    left_out += [name for name in state if _is_without_counterpart(name, model)]
     heads = [name for name in {*own, *state} if name.startswith(("head.", "head_dist."))]
     if any(shape_of(own.get(name)) != shape_of(state.get(name)) for name in ("head.weight", "head.bias")):
         left_out += [name for name in heads if name in state]
@@ -185,8 +185,8 @@ def _check_target(model: Any, grid: Any) -> None:
 
 
 def _check_blocks(model: VisionTransformer, source: Source) -> None:
-    """What no shape tells: the number of blocks and, where it is known, of heads."""
-    blocks = 1 + max((int(found[1]) for name in source.state if (found := _BLOCK.match(name))), default=-1)
+    """Check what shapes do not show: the number of blocks and, where it is known, of heads."""
+    blocks = 1 + max((int(match[1]) for name in source.state if (match := _BLOCK.match(name))), default=-1)
     if blocks and blocks != model.num_blocks:
         raise ValueError(f"{source.label}: expected {model.num_blocks} blocks as the model has, got {blocks}")
     if source.heads is not None and model.attentions and source.heads != model.num_heads:
@@ -216,7 +216,7 @@ def _is_bottleneck(name: str) -> bool:
     return _IN_BOTTLENECK.fullmatch(name) is not None
 
 
-def _has_no_place(name: str, model: VisionTransformer) -> bool:
+def _is_without_counterpart(name: str, model: VisionTransformer) -> bool:
     """Whether a tensor is of attention or bottlenecks that the model, by its kind, does without."""
     if not model.attentions and _ATTENTION.match(name):
         return True

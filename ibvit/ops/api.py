@@ -92,8 +92,8 @@ def _validate(
 ) -> None:
     if not isinstance(params, BottleneckParams):
         raise TypeError(f"params: expected BottleneckParams, got {arguments.shown(params)}")
-    for name, given in zip(_TENSORS, (y, *params, proj_weight, proj_bias), strict=True):
-        arguments.tensor(name, given)
+    for name, tensor in zip(_TENSORS, (y, *params, proj_weight, proj_bias), strict=True):
+        arguments.tensor(name, tensor)
     arguments.whole("block", block, 0, MAX_BLOCKS - 1)
     if y.dim() != 3:
         raise ValueError(f"y: expected [B, N, H·D], got {list(y.shape)}")
@@ -131,7 +131,7 @@ def _validate(
 
 @torch.compiler.assume_constant_result
 def _choose(*case: Any) -> str:
-    """What `_decide` decided; torch.compile takes it for a constant."""
+    """The result of `_decide`, which torch.compile treats as a constant."""
     return _decide(*case)
 
 

@@ -45,7 +45,7 @@ class Kernels(Protocol):
     """
 
     def sizes_of(self, w1: Tensor, w3: Tensor, proj_weight: Tensor) -> Any:
-        """``Sizes``, with the extents ``weights_per_head`` and ``biases`` of the packed parameters."""
+        """``Shape``: ``Sizes`` with the extents ``weights_per_head`` and ``biases`` of the packed parameters."""
 
     def pack(self, sizes: Any, dtype: torch.dtype, params: Parameters) -> Any:
         """``Packed``: weights and biases as the kernels read them, for activations of this dtype."""
@@ -64,7 +64,8 @@ class Kernels(Protocol):
 
 
 _PARAMETERS = ", ".join(f"Tensor {name}" for name in Parameters._fields)
-# weights, biases: the packed parameters; the backward pass uses them again. d_inner: one vector, see `Inner`.
+# weights, biases: the packed parameters; the backward pass uses them again. d_inner: one vector, see `Inner` in
+# ibvit_kernels.bottleneck.
 _FORWARD = (
     f"(Tensor y, {_PARAMETERS}, Tensor key, int block) -> (Tensor update, Tensor kl, Tensor weights, Tensor biases)"
 )
@@ -77,6 +78,11 @@ _library = torch.library.Library("ibvit", "DEF")
 
 class BottleneckOp:
     """The operators ``ibvit::<name>_forward`` and ``ibvit::<name>_backward``, computed by a module of ibvit_kernels.
+
+    The dispatcher of torch stands between the calls, so a search for names does not find them. Forward: `write` →
+    ``ibvit::<name>_forward`` → `_with_autograd` → `_Differentiable.forward` → `_below_autograd` → `_forward` → the
+    module's `pack` and `forward`. Backward: `_Differentiable.backward` → `_gradients` → ``ibvit::<name>_backward`` →
+    `_backward` → the module's `backward`.
 
     Args:
         name: of the operators.

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written aside, flushed, renamed; the previous one stays; read without running code."""
+"""Checkpoints: written under another name, flushed, renamed; the previous one stays; read without running code."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
         with written_aside(last, earlier=directory / PREVIOUS) as partial:
             torch.save({**state, _DIGEST: digest_of(state)}, partial)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        kept = next((str(path) for path in (last, directory / PREVIOUS) if path.exists()), "none yet")
-        raise CheckpointError(f"checkpoint: cannot write {last} ({error}); last good checkpoint: {kept}") from error
+        last_good = next((str(path) for path in (last, directory / PREVIOUS) if path.exists()), "none yet")
+        raise CheckpointError(
+            f"checkpoint: cannot write {last} ({error}); last good checkpoint: {last_good}"
+        ) from error
     return last
 
 

@@ -42,8 +42,8 @@ def evaluate_run(
     The result says which state of the weights and which data set it is of.
 
     Args:
-        data, loader: in place of the run's own, where its data set has moved or DALI is missing. Another validation
-            set of the same classes needs ``accept_changed_data``.
+        data, loader: instead of the run's own, if its data set has moved or DALI is missing. Another validation set of
+            the same classes needs ``accept_changed_data``.
 
     Raises:
         FileNotFoundError: the folder is not that of a run.
@@ -79,7 +79,7 @@ def evaluate_run(
 
 
 def describe_environment() -> str:
-    """Versions, devices and backends, a line each."""
+    """Versions, devices and backends, one per line."""
     lines = [f"{name:22} {version}" for name, version in versions().items()]
     lines.append(f"{'platform':22} {platform.platform()}, {len(os.sched_getaffinity(0))} cores")
     for backend, obstacle in (

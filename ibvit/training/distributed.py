@@ -38,21 +38,21 @@ class Processes:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            chosen = torch.device(device)
+            torch_device = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device: expected auto, cpu, cuda or cuda:<index>, got {device!r}") from error
-        if chosen.type not in ("cpu", "cuda"):
+        if torch_device.type not in ("cpu", "cuda"):
             raise ValueError(f"device: expected auto, cpu, cuda or cuda:<index>, got {device!r}")
-        if chosen.type == "cuda":
+        if torch_device.type == "cuda":
             if not torch.cuda.is_available():
                 raise ValueError(
                     f"device: expected a device of this machine, got {device!r}, but CUDA is not available"
                 )
-            if chosen.index is None:
-                chosen = torch.device("cuda", local_rank)
-            if chosen.index >= torch.cuda.device_count():
-                raise ValueError(f"device: expected one of {torch.cuda.device_count()} GPUs, got {chosen}")
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), local_rank, chosen)
+            if torch_device.index is None:
+                torch_device = torch.device("cuda", local_rank)
+            if torch_device.index >= torch.cuda.device_count():
+                raise ValueError(f"device: expected one of {torch.cuda.device_count()} GPUs, got {torch_device}")
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), local_rank, torch_device)
 
     def __enter__(self) -> Processes:
         if self.device.type == "cuda":
@@ -109,8 +109,8 @@ class Processes:
 def _store_of_this_attempt() -> dist.Store:
     """torchrun's store, with the keys of this attempt apart from those of attempts before a restart.
 
-    torchrun goes on with the same store after a restart (seen with torch 2.15), and a process that is quick reads the
-    address of a peer that is dead. On several nodes the attempts are counted by each node for itself, so there the
+    torchrun uses the same store after a restart (seen with torch 2.15), and a process that starts early reads the
+    address of a peer that has ended. On several nodes the attempts are counted by each node for itself, so there the
     store stays as torch gives it.
     """
     store, _, _ = next(dist.rendezvous("env://"))

@@ -22,7 +22,7 @@ from ibvit.run_folder import CHECKPOINTS, CONFIG, LOCK, MODEL
 from ibvit.training.checkpoint import checkpoints, first_usable
 from ibvit.training.distributed import Processes
 from ibvit.training.metrics import MetricsWriter
-from ibvit.training.run import architecture, both_betas, check_same_data, check_same_run, write_config
+from ibvit.training.run import both_betas, check_same_data, check_same_run, model_arguments, write_config
 from ibvit.training.trackers import tracker_entry
 from ibvit.training.trainer import Trainer
 
@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError: an option, the data or the run folder is not what it should be.
         CheckpointError: the checkpoint to resume from cannot be read, or a new one cannot be written.
-        Interrupted: a signal came; the run is saved and can go on.
+        Interrupted: a signal came; the run is saved and can resume.
         NonFiniteLossError: the loss became infinite or NaN.
         InUseError: another process trains in the folder.
         MissingExtraError: a package that an option needs is not installed.
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> Path:
         identity = data.identity() if processes.is_main else None
         if identity is not None and not is_new:
             check_same_data(run_dir, run.data, identity, run.accept_changed_data)
-        arguments = architecture(run, recipe, len(data.classes))
+        arguments = model_arguments(run, recipe, len(data.classes))
         model = create_model(**arguments, impl=run.impl, pretrained=False if paths else run.pretrained or False)
         if run.init_from is not None and not paths:
             load_source(model, read_source(run.init_from, "init_from"))
@@ -85,9 +85,10 @@ def train(config: TrainConfig) -> Path:
         if is_new:
             check_patches(run.image_size, model)
         trainer = Trainer(model, data, run, processes)
-        if (usable := first_usable(paths, trainer.check_state)) is not None:
-            log.info("resuming from %s", usable[0])
-            trainer.load_state_dict(usable[1])
+        if (checkpoint := first_usable(paths, trainer.check_state)) is not None:
+            path, state = checkpoint
+            log.info("resuming from %s", path)
+            trainer.load_state_dict(state)
         writer = None
         if identity is not None:
             details: dict[str, Any] = {
@@ -165,7 +166,7 @@ def make_deterministic(seed: int) -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the whole process.
 
-    Every step asks for the same blocks, and the system clears each new page: this saves half of the page faults and
+    Every step allocates the same blocks, and the system clears each new page: this avoids half of the page faults and
     about 5 % of a step of digits or repetition (one thread of a two-core AMD EPYC).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

@@ -50,7 +50,7 @@ def evaluate(
     """Pass over a validation set ``repeats`` times, each with its own noise; the same call gives the same numbers.
 
     Args:
-        noise: "sample" draws z as in training; "mean" sends μ (then one pass says it all).
+        noise: "sample" draws z as in training; "mean" sends μ (then one pass is enough).
         seed: seeds the noise together with the repeat and the image's position in the data set.
         amp: autocast to this dtype.
     """
@@ -90,7 +90,7 @@ def evaluate(
 def _one_pass(
     model: VisionTransformer, loader: Loader, processes: Processes, seed: int, repeat: int, meter: KLMeter
 ) -> list[float]:
-    """Sums over all ranks: correct in the first place, in the first five, cross-entropy, images."""
+    """Sums over all ranks: images whose class is ranked first, among the first five; cross-entropy; images."""
     device = processes.device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in loader.epoch(0):

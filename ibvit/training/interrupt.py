@@ -1,4 +1,4 @@
-"""Signals as a request to save and stop, and children that stop with their parent."""
+"""Signals as a request to save and stop, and child processes that stop with their parent."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class MetricsWriter:
     def write(self, line: dict[str, Any]) -> None:
         """Append a line; the first one replaces those of the same and of later epochs, which a resumed run repeats."""
         if self._is_first:
-            kept = [earlier for earlier in read_metrics(self._path.parent) if earlier["epoch"] < line["epoch"]]
-            write_text(self._path, "".join(json.dumps(earlier) + "\n" for earlier in kept))
+            earlier_lines = [earlier for earlier in read_metrics(self._path.parent) if earlier["epoch"] < line["epoch"]]
+            write_text(self._path, "".join(json.dumps(earlier) + "\n" for earlier in earlier_lines))
             self._is_first = False
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -17,7 +17,7 @@ class Loss(NamedTuple):
 
     total: Tensor  # cross-entropy + β·K, the only one with a gradient
     ce: Tensor  # nats
-    kl: Tensor  # K, nats under the chosen reduction; 0 without bottlenecks
+    kl: Tensor  # K, a scalar: the model's kl [B, L, H, N] after the reduction, nats; 0 without bottlenecks
 
 
 class Objective(nn.Module):
@@ -45,9 +45,9 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
             if self.model.has_kl:
                 logits, kl = self.model(images, return_kl=True, key=key)
-                penalised = penalty(kl, self.reduction)
+                reduced_kl = penalty(kl, self.reduction)
             else:
                 logits = self.model(images)
-                penalised = torch.zeros_like(beta)
+                reduced_kl = torch.zeros_like(beta)
         ce = F.cross_entropy(logits.float(), labels)
-        return Loss(ce + beta * penalised, ce.detach(), penalised.detach())
+        return Loss(ce + beta * reduced_kl, ce.detach(), reduced_kl.detach())

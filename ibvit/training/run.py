@@ -1,4 +1,4 @@
-"""The run folder: what a run is, written down before it starts, and what it leaves behind."""
+"""The configuration of a run, written before it starts, and the checks that a resumed run has the same one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _PACKAGES = ("torch", "torchvision", "timm", "triton", "nvidia-dali-cuda130", "n
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter; "absent" where one is not installed."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "absent"
-    return found
+            result[package] = "absent"
+    result["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "absent"
+    return result
 
 
 def git_revision() -> str:
@@ -50,7 +50,7 @@ def git_revision() -> str:
     return revision.stdout.strip()
 
 
-def architecture(config: RunConfig, recipe: Recipe, num_classes: int) -> dict[str, Any]:
+def model_arguments(config: RunConfig, recipe: Recipe, num_classes: int) -> dict[str, Any]:
     """Arguments of :func:`ibvit.create_model` for a resolved configuration."""
     arguments = {
         "name": config.model,
@@ -105,11 +105,11 @@ def check_same_run(run_dir: Path, config: RunConfig) -> None:
         raise ValueError(f"out: {run_dir} holds a run with other options ({'; '.join(differing)}); give another --out")
     now, then = versions()["torch"], stored.get("versions", {}).get("torch", "unknown")
     if now != then:
-        log.warning("%s was started with torch %s; torch %s goes on from it, not bit for bit", run_dir, then, now)
+        log.warning("%s was started with torch %s; torch %s resumes it, not bit for bit", run_dir, then, now)
 
 
 def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) -> None:
-    """Refuse to go on with a run whose data set has changed, unless that is accepted; other classes never are.
+    """Refuse to resume a run whose data set has changed, unless that is accepted; other classes are always refused.
 
     Raises:
         ValueError: names what differs.
@@ -121,23 +121,23 @@ def check_same_data(run_dir: Path, data: str, identity: Identity, accept: bool) 
     if differing and not accept:
         raise ValueError(
             f"data: {data} is not the data set of {run_dir} ({'; '.join(differing)}); "
-            "--accept-changed-data goes on with it"
+            "--accept-changed-data continues with it"
         )
     if differing:
-        log.warning("%s goes on with changed data (%s)", run_dir, "; ".join(differing))
+        log.warning("%s continues with changed data (%s)", run_dir, "; ".join(differing))
 
 
 def is_finished(config: RunConfig) -> bool:
     """Whether the recorded progress of a run has reached its last epoch, or ``max_steps``.
 
-    Weights of the first edition do not say how far they are: its metrics do.
+    Weights of the first edition do not store their step; the metrics of the run do.
     """
     model = config.out / run_folder.MODEL
     if not model.is_file():
         return False
     try:
         facts = read_facts(model)
-    except ValueError:  # damaged: training goes on from the checkpoint, and writes it again
+    except ValueError:  # damaged: training resumes from the checkpoint, and writes it again
         return False
     if "step" in facts:
         epoch, step = facts["epoch"], facts["step"]

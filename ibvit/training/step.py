@@ -49,8 +49,8 @@ class TrainStep:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         share = config.batch_size // processes.world_size
         micro = share // config.accumulate
-        first = [processes.rank * share + part * micro for part in range(config.accumulate)]
-        self.keys = [ops.noise_key(config.seed, 0, sample, self.device) for sample in first]
+        first_samples = [processes.rank * share + part * micro for part in range(config.accumulate)]
+        self.keys = [ops.noise_key(config.seed, 0, sample, self.device) for sample in first_samples]
 
     def __call__(self, batch: Batch, lr: float, beta: float) -> None:
         self.beta.fill_(beta)
@@ -59,19 +59,20 @@ class TrainStep:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-        parts = [_ready_to_copy(part, self.device) for part in (batch.images, batch.labels)]
+        tensors = [_ready_to_copy(tensor, self.device) for tensor in (batch.images, batch.labels)]
         if self.graph is None:
-            self.run(*(part.to(self.device, non_blocking=True) for part in parts))
+            self.run(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
         else:
-            self.graph(*parts)
+            self.graph(*tensors)
 
     def run(self, images: Tensor, labels: Tensor) -> None:
         """The device's part: nothing in here depends on a number that the host would have to read."""
-        parts = zip(images.chunk(len(self.keys)), labels.chunk(len(self.keys)), self.keys, strict=True)
-        for at, (some_images, some_labels, key) in enumerate(parts, start=1):
-            hold_gradients = nullcontext if at == len(self.keys) else getattr(self.net, "no_sync", nullcontext)  # DDP's
-            with hold_gradients():
-                loss = self.net(some_images, some_labels, key, self.beta)
+        micro_batches = zip(images.chunk(len(self.keys)), labels.chunk(len(self.keys)), self.keys, strict=True)
+        for number, (micro_images, micro_labels, key) in enumerate(micro_batches, start=1):
+            is_last = number == len(self.keys)  # only then DDP averages the gradients over ranks
+            synchronisation = nullcontext if is_last else getattr(self.net, "no_sync", nullcontext)
+            with synchronisation():
+                loss = self.net(micro_images, micro_labels, key, self.beta)
                 self.scaler.scale(loss.total / len(self.keys)).backward()
             with torch.no_grad():
                 self.sums += torch.stack([loss.ce, loss.kl, torch.ones_like(loss.ce)]).double() / len(self.keys)
@@ -96,7 +97,7 @@ class TrainStep:
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Go on after ``step`` steps."""
-        # The learning rate's place, host or device, is this process's choice, not the checkpoint's.
+        # Whether the learning rate lies on the host or on the device depends on this process, not on the checkpoint.
         own = [{name: group[name] for name in ("lr", "capturable")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, options in zip(self.optimizer.param_groups, own, strict=True):
@@ -110,7 +111,7 @@ class _Graph:
     """A step as one CUDA graph: the first steps run as they are, the next is captured, the rest are replays.
 
     All of them are steps of training, so nothing has to be undone after the warm-up, and replays launch the kernels
-    that the first steps launched: a run that goes on after an interruption is the same run.
+    that the first steps launched: a run that resumes after an interruption is the same run.
 
     Attributes:
         stream: where the first steps run and DDP is set up; the default stream cannot be captured.
@@ -124,9 +125,9 @@ class _Graph:
 
     def __call__(self, *batch: Tensor) -> None:
         if not self.inputs:
-            self.inputs = tuple(torch.empty_like(part, device=self.step.device) for part in batch)
-        for own, part in zip(self.inputs, batch, strict=True):
-            own.copy_(part, non_blocking=True)
+            self.inputs = tuple(torch.empty_like(tensor, device=self.step.device) for tensor in batch)
+        for static_input, tensor in zip(self.inputs, batch, strict=True):
+            static_input.copy_(tensor, non_blocking=True)
         if self.remaining > 0:
             self.remaining -= 1
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -137,17 +138,17 @@ class _Graph:
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             for group in self.step.optimizer.param_groups:
-                group["capturable"] = True  # of a fused optimiser only this flag is asked for
-            # Loaders copy in threads of their own meanwhile: only this thread must keep from synchronising.
-            gc.collect()  # nothing that is freed during the capture may belong to another graph
+                group["capturable"] = True  # the capture requires it; a fused optimiser needs nothing else
+            # Loaders copy in other threads meanwhile, so only this thread must avoid synchronising.
+            gc.collect()  # the capture must not free memory of another graph
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.step.run(*self.inputs)
         self.graph.replay()
 
 
-def _ready_to_copy(part: Tensor, device: torch.device) -> Tensor:
-    """Pinned, if it has to go to a GPU: the host waits for copies from any other memory."""
-    return part.pin_memory() if device.type == "cuda" and not part.is_cuda else part
+def _ready_to_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in pinned memory, if it has to go to a GPU: the host waits for copies from any other memory."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:

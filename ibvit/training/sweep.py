@@ -1,4 +1,4 @@
-"""`ibvit sweep`: the runs of a spectrum, one folder each; finished ones are skipped, interrupted ones go on."""
+"""`ibvit sweep`: the runs of a spectrum, one folder each; finished ones are skipped, interrupted ones resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.entry import check_patches
 from ibvit.training.interrupt import SignalWatch, start_training
-from ibvit.training.run import architecture, check_same_run, is_finished
+from ibvit.training.run import check_same_run, is_finished, model_arguments
 from ibvit.training.slurm import sbatch_script, submit
 from ibvit.training.step import TrainStep
 from ibvit.training.trackers import tracker_entry
@@ -40,7 +40,7 @@ _POLL = 0.1  # seconds between looks at processes and signals
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep, and how it stands on disk."""
+    """One run of a sweep, and its state on disk."""
 
     config: TrainConfig
 
@@ -50,7 +50,7 @@ class SweepRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has reached its end, as far as it recorded.
+        """Whether the run has recorded that it reached its end.
 
         Raises:
             ValueError: the folder holds a run with other options.
@@ -62,7 +62,7 @@ class SweepRun:
 
     @property
     def command(self) -> list[str]:
-        """What trains it: on all GPUs of this machine together, or on whatever one device there is."""
+        """The command that trains the run: on all GPUs of this machine together, or on its one device."""
         gpus = torch.cuda.device_count()
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"] if gpus > 1 else []
         return [sys.executable, *launcher, "-m", "ibvit", "train", *command_line(self.config)]
@@ -157,10 +157,10 @@ def check_options(runs: Sequence[SweepRun], on_this_machine: bool = True) -> Non
         is_new = not (run.out / CONFIG).is_file()
         if is_new:
             run.check()
-        alike = replace(run, beta=1.0, seed=0, out=Path(), resume=run.resume)
-        if alike in checked:
+        shared = replace(run, beta=1.0, seed=0, out=Path(), resume=run.resume)
+        if shared in checked:
             continue
-        checked.add(alike)
+        checked.add(shared)
         if run.track != "none":
             tracker_entry(run.track)
         if run.resume not in ("auto", "none"):
@@ -172,7 +172,7 @@ def check_options(runs: Sequence[SweepRun], on_this_machine: bool = True) -> Non
         data = build_data(spec, rank=0, world_size=max(1, gpus), device=torch.device("cpu"))
         data.close()
         model = create_model(
-            **architecture(run, recipe, len(data.classes)), impl=run.impl, pretrained=run.pretrained or False
+            **model_arguments(run, recipe, len(data.classes)), impl=run.impl, pretrained=run.pretrained or False
         )
         if is_new:
             check_patches(run.image_size, model)
@@ -196,7 +196,7 @@ def train_missing(runs: Sequence[SweepRun], jobs: int = 1) -> list[Path]:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
     missing = [run for run in runs if not run.finished]
     log.info("%d of %d runs are finished already", len(runs) - len(missing), len(runs))
-    # Runs side by side share the cores; left alone, each would start a thread on every one of them.
+    # Runs side by side share the cores. Without this, each run would start a thread on every core.
     threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     environment = os.environ | ({} if jobs == 1 else {"OMP_NUM_THREADS": threads})
     waiting = deque(_Training(run, f"[{number}/{len(missing)}]") for number, run in enumerate(missing, start=1))
@@ -246,13 +246,13 @@ class _Training:
         return self
 
     def stop(self) -> None:
-        """Have it save and stop."""
+        """Ask the process to save its checkpoint and stop."""
         if not self._is_stopping:
             self._is_stopping = True
             self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> bool:
-        """Say so if it has ended; whether it failed."""
+        """Whether the process has failed; logs that it has ended."""
         code = self.process.poll()
         if code is not None:
             state = "finished" if code == 0 else f"stopped with exit code {code}"
@@ -263,7 +263,7 @@ class _Training:
 
 
 def table(runs: Sequence[SweepRun]) -> str:
-    """How each run stands, a line each: epochs done, accuracy, information, active heads."""
+    """The state of each run, one per line: epochs done, accuracy, information, active heads."""
     rows = [("run", "state", "epochs", "top-1 %", "nats/patch", "active heads")]
     for run in runs:
         epochs = read_metrics(run.folder)

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and trackio: what a run sends to them, and who the run is there."""
+"""TensorBoard, Weights & Biases and trackio: what a run sends to them, and its identity there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_tracker(track: str, run_dir: Path) -> tuple[Send, Callable[[], None]]:
     """Functions that send the values of a step, and that close the tracker.
 
     The tracker also gets ``config.json`` of the run. A run that is resumed continues its own tracked run: by the
-    identity in ``tracking.json``, whatever other runs are called.
+    identity in ``tracking.json``, not by its name.
 
     Args:
         track: "none", "tensorboard", "wandb" or "trackio".
@@ -59,7 +59,7 @@ def open_tracker(track: str, run_dir: Path) -> tuple[Send, Callable[[], None]]:
     identity, name = _identity(run_dir), run_dir.resolve().name
     if track == "wandb":
         run = entry(project=_PROJECT, dir=str(run_dir), name=name, id=identity, resume="allow", config=config)
-    else:  # trackio knows a run by its name alone
+    else:  # trackio identifies a run by its name alone
         run = entry(project=_PROJECT, name=f"{name}-{identity[:8]}", resume="allow", config=config)
     return lambda values, step: run.log(values, step=step), run.finish
 
@@ -87,16 +87,16 @@ def numbers(line: dict[str, Any]) -> dict[str, float]:
         {'val_ce': 0.5, 'val_heads/0.0': 0.1, 'val_heads/0.1': 0.2, 'val_heads/1.0': 0.0, 'val_heads/1.1': 0.3,
          'val_active_heads': 2}
     """
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for name, value in line.items():
         if name == "step":
             continue  # also a reserved name of trackio
         if name == "val_heads":
-            found |= {
+            result |= {
                 f"{name}/{block}.{head}": kl for block, heads in enumerate(value) for head, kl in enumerate(heads)
             }
         elif isinstance(value, list):
-            found[name] = len(value)
+            result[name] = len(value)
         elif isinstance(value, int | float):
-            found[name] = value
-    return found
+            result[name] = value
+    return result

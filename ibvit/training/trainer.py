@@ -27,12 +27,12 @@ from ibvit.training.step import TrainStep
 
 log = logging.getLogger(__name__)
 
-_CHECK_STEPS = 20  # steps between looks at the device on a GPU: each one waits for it
+_CHECK_STEPS = 20  # steps between checks of the loss on a GPU; each check waits for the device
 
 
 @dataclass
 class Position:
-    """Where training stands; ``step`` optimiser steps are done in all."""
+    """How far training is; ``step`` counts the optimiser steps of all epochs."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -46,6 +46,10 @@ class Trainer:
 
     Args:
         model: on its device.
+
+    Attributes:
+        step: what runs one optimiser step, called once per batch.
+        position: how many steps were done; ``position.step`` is their number.
     """
 
     def __init__(self, model: VisionTransformer, data: DataSet, config: RunConfig, processes: Processes) -> None:
@@ -99,8 +103,8 @@ class Trainer:
         return self.config.max_steps is not None and self.position.step >= self.config.max_steps
 
     def _train_epoch(self, signals: SignalWatch) -> float:
-        """Train to the end of the epoch; seconds spent waiting for data."""
-        look = _CHECK_STEPS if self.device.type == "cuda" else 1
+        """Train to the end of the epoch; returns the seconds spent waiting for data."""
+        check_interval = _CHECK_STEPS if self.device.type == "cuda" else 1
         waited = 0.0
         bar = Progress(
             self.steps_per_epoch,
@@ -118,7 +122,7 @@ class Trainer:
                 waited += time.perf_counter() - before
                 self.train_step(batch)
                 bar.advance()
-                if self.position.step % look == 0:
+                if self.position.step % check_interval == 0:
                     self._check_loss()
                     self._check_signals(signals)
                 if self.position.step % self.steps_per_checkpoint == 0 and not self._at_end_of_epoch:
@@ -143,11 +147,11 @@ class Trainer:
             line["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self.data.bad is not None:
             line["replaced_images"] = int(self.processes.sum(torch.tensor(self.data.bad.replaced, device=self.device)))
-        finished = self._at_end_of_epoch
-        if self._is_due(self.position.epoch, finished):
+        epoch_is_over = self._at_end_of_epoch  # else ``max_steps`` came first
+        if self._is_evaluation_due(self.position.epoch, epoch_is_over):
             result = self.evaluate(self.config.eval_repeats)
             line |= {f"val_{name}": value for name, value in result.as_dict().items()}
-        if finished:
+        if epoch_is_over:
             self.position.epoch, self.position.step_in_epoch = self.position.epoch + 1, 0
             self.step.sums.zero_()
         if writer is not None:
@@ -161,11 +165,11 @@ class Trainer:
         return self.position.step_in_epoch == self.steps_per_epoch
 
     def _is_checkpoint_due(self) -> bool:
-        """At the end of an epoch: always where there are several in an epoch."""
+        """At the end of an epoch; always if an epoch holds several checkpoints."""
         return self.steps_per_checkpoint < self.steps_per_epoch or self.position.step % self.steps_per_checkpoint == 0
 
-    def _is_due(self, epoch: int, finished: bool) -> bool:
-        return not finished or (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.epochs
+    def _is_evaluation_due(self, epoch: int, epoch_is_over: bool) -> bool:
+        return not epoch_is_over or (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.epochs
 
     def evaluate(self, repeats: int) -> Evaluation:
         """Validate with the noise that belongs to evaluation."""
@@ -173,23 +177,23 @@ class Trainer:
             self.model, self.data.val, self.processes, repeats=repeats, seed=self.config.seed, amp=self.step.amp
         )
 
-    # Looking after the run.
+    # Checks, state and checkpoints.
 
     def _mean_sums(self) -> Tensor:
         return self.processes.sum(self.step.sums.clone()) / self.processes.world_size
 
     def _check_loss(self) -> None:
-        bad = int(self.processes.max(self.step.bad_step.clone()))
-        if bad < 0:
+        bad_step = int(self.processes.max(self.step.bad_step.clone()))
+        if bad_step < 0:
             return
         ce, kl, _ = self._mean_sums().tolist()
         parts = [name for name, value in (("cross-entropy", ce), ("KL", kl)) if not torch.isfinite(torch.tensor(value))]
-        raise self._non_finite(f"loss: not finite at step {bad} ({' and '.join(parts) or 'their sum'})")
+        raise self._non_finite(f"loss: not finite at step {bad_step} ({' and '.join(parts) or 'their sum'})")
 
     def _non_finite(self, what: str) -> NonFiniteLossError:
         last = self.config.out / CHECKPOINTS / LAST
-        kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-        return NonFiniteLossError(f"{what}; {kept}")
+        checkpoint = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+        return NonFiniteLossError(f"{what}; {checkpoint}")
 
     def _check_signals(self, signals: SignalWatch) -> None:
         """All ranks stop at the same step, whichever of them the signal has reached."""
@@ -224,7 +228,7 @@ class Trainer:
         """Check that :meth:`load_state_dict` can take a state.
 
         Raises:
-            ValueError, KeyError: it lacks a part, is of another model, or stands where this run never does.
+            ValueError, KeyError: it lacks a part, is of another model, or has a position that this run never reaches.
         """
         own = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         stored = {name: tuple(value.shape) for name, value in state["model"].items()}
@@ -239,7 +243,7 @@ class Trainer:
             raise ValueError(f"it counts {stored_steps} steps per epoch, this run {steps}: other data or batch size")
         done = position.epoch * stored_steps + position.step_in_epoch
         if position.step != done or not 0 <= position.epoch <= self.epochs or not 0 <= position.step_in_epoch <= steps:
-            raise ValueError(f"it stands at {position}, which this run of {self.epochs} epochs does not reach")
+            raise ValueError(f"its position is {position}, which this run of {self.epochs} epochs does not reach")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a state that :meth:`check_state` lets pass."""
@@ -267,7 +271,7 @@ class Trainer:
         self.processes.barrier()
 
     def export(self) -> None:
-        """Write the weights as they are now, and where training stands."""
+        """Write the weights as they are now, with the position of training."""
         position = {"epoch": self.position.epoch, "step": self.position.step, "epochs": self.epochs}
         save_model(self.model, self.config.out, position)
 

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from ibvit.analysis.copypaste import CopyPaste, copy_paste, draw_places, paste
+from ibvit.analysis.copypaste import CopyPaste, copy_paste, draw_positions, paste
 from ibvit.analysis.recorder import RecordOptions, write_records
 
 
 def test_places_are_different_and_never_the_patch_itself() -> None:
     patches = np.arange(16).repeat(20)
-    places = draw_places(patches, 15, 16, np.random.default_rng(0))
+    places = draw_positions(patches, 15, 16, np.random.default_rng(0))
     for patch, drawn in zip(patches, places, strict=True):
         assert sorted({patch, *drawn}) == list(range(16))
 
 
 def test_every_other_place_is_equally_likely() -> None:
-    places = draw_places(np.full(6000, 3), 2, 9, np.random.default_rng(1))
+    places = draw_positions(np.full(6000, 3), 2, 9, np.random.default_rng(1))
     counts = np.bincount(places.ravel(), minlength=9)
     assert counts[3] == 0
     np.testing.assert_allclose(np.delete(counts, 3), 12000 / 8, rtol=0.1)
@@ -25,7 +25,7 @@ def test_every_other_place_is_equally_likely() -> None:
 @pytest.mark.parametrize("copies", [0, 16])
 def test_too_many_copies(copies: int) -> None:
     with pytest.raises(ValueError, match=f"copies: expected 1 to 15 .* got {copies}"):
-        draw_places(np.array([0]), copies, 16, np.random.default_rng(0))
+        draw_positions(np.array([0]), copies, 16, np.random.default_rng(0))
 
 
 def test_paste_moves_whole_patches() -> None:

@@ -92,7 +92,7 @@ def test_the_librarys_threads_stay_within_the_workspace(heads: int) -> None:
     mixture = backends.NativeMixture(channels, threads=512)
     columns, pairs = [0] * 2 * heads, heads * heads
     threads = mixture.threads(columns, pairs)
-    assert threads * mixture._sums.bytes_a_thread(columns, pairs) <= backends.WORKSPACE_BYTES
+    assert threads * mixture._sums.bytes_per_thread(columns, pairs) <= backends.WORKSPACE_BYTES
     assert threads == 512 or heads == 36
 
 

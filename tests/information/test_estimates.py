@@ -15,7 +15,7 @@ from ibvit.information.backends import open_mixture
 from ibvit.information.channel import make_channel
 from ibvit.information.estimate import Estimate
 from ibvit.information.estimation import BATCHES, Options
-from ibvit.information.sampling import Plan, Replicates, Sampler
+from ibvit.information.sampling import Replicates, Sampler, SamplingPlan
 from ibvit.information.statistics import mean_and_error, ratio_and_error
 from tests.information import truth
 
@@ -117,7 +117,7 @@ def test_plain_monte_carlo_is_the_authors_definition() -> None:
             return draw
 
     mixture = open_mixture([channel])
-    sampler = Recorder([channel], mixture, Plan.information(1), stratified=False, control=False, seed=0)
+    sampler = Recorder([channel], mixture, SamplingPlan.information(1), stratified=False, control=False, seed=0)
     batches = sampler.empty()
     sampler.extend(batches, 4, 100, stage=0, name="")
     u, x = (np.concatenate(part) for part in zip(*draws, strict=True))
@@ -138,7 +138,7 @@ def test_intervals_cover_the_truth(spread: float, logvar: float, quantities: tup
         "NMI": lambda: truth.nmi(first, second, nodes=60),
     }
     channels = [make_channel(*first, 0), make_channel(*second, 0)][: len(quantities)]
-    plan = Plan.shared(2, [(0, 1)]) if len(quantities) == 2 else Plan.information(1)
+    plan = SamplingPlan.shared(2, [(0, 1)]) if len(quantities) == 2 else SamplingPlan.information(1)
     mixture = open_mixture(channels)
     found: dict[str, list[tuple[float, float]]] = {quantity: [] for quantity in quantities}
     for seed in range(200):

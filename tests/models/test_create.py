@@ -17,7 +17,7 @@ from ibvit.errors import UnavailableError
 from ibvit.kinds import KINDS, KindName
 from ibvit.models import load_weights, read_state_dict, save_model
 from ibvit.models.architecture import check_architecture
-from ibvit.training.run import architecture
+from ibvit.training.run import model_arguments
 
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SPEC = {"attention": "ib", "latent_dim": 8, "hidden_dim": 16, "num_classes": 5, **ARGS}
@@ -106,7 +106,7 @@ def test_a_configuration_may_ask_for_an_architecture_alone(asked, tmp_path, monk
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_recipes_write_is_what_a_configuration_may_ask_for(recipe, tmp_path):
     config, known = apply_recipe(TrainConfig(recipe=recipe, out=tmp_path))
-    check_architecture(json.loads(json.dumps(architecture(config, known, 10))), "config.json")
+    check_architecture(json.loads(json.dumps(model_arguments(config, known, 10))), "config.json")
 
 
 def test_options_name_the_kinds_of_attention():

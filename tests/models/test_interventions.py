@@ -137,7 +137,7 @@ def test_noise_restores_the_key(images):
 
 
 def test_the_switch_of_path_is_said(images, caplog):
-    interventions._say_once.cache_clear()
+    interventions._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="ibvit"):
         ibvit.run_with_cache(make(), images, ["blocks.1.attn.hook_mu"])
     assert "the affected blocks run the reference implementation" in caplog.text

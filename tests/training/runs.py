@@ -15,7 +15,7 @@ from ibvit.models import create_model
 from ibvit.training import train
 from ibvit.training.distributed import Processes
 from ibvit.training.entry import make_deterministic
-from ibvit.training.run import architecture
+from ibvit.training.run import model_arguments
 from ibvit.training.trainer import Trainer
 
 SMALL = TrainConfig(
@@ -28,7 +28,7 @@ def make_trainer(config: TrainConfig, processes: Processes) -> Trainer:
     run, recipe = apply_recipe(config)
     make_deterministic(run.seed)
     data = build_data(DataSpec.of(run), rank=processes.rank, world_size=processes.world_size, device=processes.device)
-    model = create_model(**architecture(run, recipe, len(data.classes)), impl=run.impl)
+    model = create_model(**model_arguments(run, recipe, len(data.classes)), impl=run.impl)
     return Trainer(model.to(processes.device), data, run, processes)
 
 

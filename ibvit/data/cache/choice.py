@@ -1,12 +1,12 @@
-"""Decode once: where the pictures of a data set are kept between epochs.
+"""Decode once: where the decoded images of a data set are cached between epochs.
 
 They lie in the GPU's memory (:mod:`ibvit.data.cache.device`), in this machine's memory
 (:mod:`ibvit.data.cache.shared`), or in a pack on local disk that ``ibvit data pack`` fills beforehand
 (:mod:`ibvit.data.cache.pack`). Those in memory are filled as pictures are first asked for.
 
 DALI's decoder has a cache of its own (``decoders.image(device="mixed", cache_size=…)``). It is not used: it does not
-hold windows of images (``decoders.image_slice``), knows images by the names that DALI's readers give them, wants its
-size before the images are known, and exists on a GPU only, while these pictures serve both loaders and the CPU.
+hold windows of images (``decoders.image_slice``). It identifies images by the names that DALI's readers give them. It
+needs its size before the images are known, and exists on a GPU only. The caches here serve both loaders and the CPU.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Sources(NamedTuple):
 def _free_memory(system: Path = Path("/")) -> int:
     """Bytes that are left to this process: of the machine, of its container, and of the file system in memory."""
     try:
-        left = [_numbers(system / "proc/meminfo")["MemAvailable:"] << 10, shutil.disk_usage(shared.HOME).free]
+        free = [_numbers(system / "proc/meminfo")["MemAvailable:"] << 10, shutil.disk_usage(shared.HOME).free]
     except (OSError, KeyError):
         return 0  # no Linux: nothing is known
     group = system / "sys/fs/cgroup"
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        left.append(limit - used + _numbers(group / "memory.stat")["inactive_file"])
-    return min(left)
+        free.append(limit - used + _numbers(group / "memory.stat")["inactive_file"])
+    return min(free)
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """A table of the kernel's: a name and a number a line."""
+    """A table of the operating system's kernel: one name and one number per line."""
     return {name: int(number) for name, number, *_ in map(str.split, path.read_text().splitlines())}
 
 
@@ -73,7 +73,7 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
 
     Raises:
         ValueError: an unknown mode, or one that this machine has no room for.
-        NoRoomError: somebody else took the memory meanwhile.
+        NoRoomError: another process took the memory meanwhile.
     """
     if mode not in MODES:
         raise ValueError(f"cache: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -89,17 +89,17 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
     packed = bool(packs)
     sizes = [pack.sizes for pack in packs] or [measure(split) for split in splits]
     needed = sum(map(decoded_bytes, sizes))
-    known = list(zip(splits, made_from, strict=True))
-    shared.remove_abandoned(kept=known)
+    splits_with_contents = list(zip(splits, made_from, strict=True))
+    shared.remove_abandoned(exceptions=splits_with_contents)
     room = {
         "gpu": torch.cuda.mem_get_info(device)[0] if can_gpu else 0,
-        "ram": _free_memory() + sum(shared.occupied(*split) for split in known),
+        "ram": _free_memory() + sum(shared.occupied(*split) for split in splits_with_contents),
     }
-    fits = {place: needed <= _SHARE_OF_MEMORY * free for place, free in room.items()}
+    fits = {name: needed <= _SHARE_OF_MEMORY * free for name, free in room.items()}
     fits["ram"] |= packed
     is_open = mode == "auto"
     if is_open:
-        mode = next((place for place in ("gpu", "ram") if fits[place]), "off")
+        mode = next((name for name in ("gpu", "ram") if fits[name]), "off")
     logger.info(
         "cache: %d images are %.2f GB decoded (free: %.1f GB on the GPU, %.1f GB in memory): %s",
         len(train) + len(val), needed / 1e9, room["gpu"] / 1e9, room["ram"] / 1e9,
@@ -119,9 +119,9 @@ def cached(train: ImageFolder, val: ImageFolder, mode: str, device: torch.device
             origins: list[ImageFolder | Pack] = [*packs] or [*splits]
             arenas = [DeviceArena(origin, size, device) for origin, size in zip(origins, sizes, strict=True)]
             return Sources(arenas[0], arenas[1], "gpu")
-        packs = [shared.memory_pack(*split, size) for split, size in zip(known, sizes, strict=True)]
+        packs = [shared.memory_pack(*split, size) for split, size in zip(splits_with_contents, sizes, strict=True)]
         return Sources(packs[0], packs[1], "ram")
-    except (OSError, torch.OutOfMemoryError) as error:  # somebody else took the room meanwhile
+    except (OSError, torch.OutOfMemoryError) as error:  # another process took the memory meanwhile
         why = str(error).splitlines()[0]
         if is_open:
             logger.warning("cache: off, pictures are decoded each time: %s", why)

@@ -1,4 +1,4 @@
-"""Locks that the system lets go when their holder ends, however it ends."""
+"""Locks that the system releases when their holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def locked(path: Path, how: int) -> IO[str]:
     """An existing file, locked as ``fcntl.flock`` says, until it is closed.
 
     Raises:
-        BlockingIOError: somebody has it locked, and ``how`` says not to wait.
+        BlockingIOError: another process has locked it, and ``how`` says not to wait.
         FileNotFoundError: it is not there, or was removed meanwhile.
     """
     lock = open(path, "r+")  # noqa: SIM115 -- held open
@@ -37,9 +37,9 @@ def alone(path: Path, wait: bool = True) -> Iterator[None]:
     """
     while True:
         with contextlib.suppress(FileExistsError):
-            made = os.open(path, os.O_CREAT | os.O_EXCL, 0o600)
-            os.fchmod(made, 0o600)  # whatever the umask
-            os.close(made)
+            handle = os.open(path, os.O_CREAT | os.O_EXCL, 0o600)
+            os.fchmod(handle, 0o600)  # whatever the umask
+            os.close(handle)
         try:
             lock = locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except FileNotFoundError:  # its last holder removed it in between

@@ -1,4 +1,4 @@
-"""Packs are made whole or not at all, with all their room, and are as private as the images."""
+"""Creates packs: whole or not at all, with all their disk space reserved, and as private as the images."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def create_pack(path: Path, folder: ImageFolder, made_from: Contents, sizes: Int
         NoRoomError: there is no room.
     """
     size = max(1, decoded_bytes(sizes))
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        made.chmod(_PRIVATE)
-        with writing(made, size):
+        partial.chmod(_PRIVATE)
+        with writing(partial, size):
             for name in FILES:
-                os.close(os.open(made / name, os.O_CREAT | os.O_EXCL, 0o600))
-                (made / name).chmod(mode & 0o666)
-            np.save(made / SIZES, sizes.astype(np.int32))
-            np.save(made / STATE, np.zeros(len(folder), dtype=np.uint8))
+                os.close(os.open(partial / name, os.O_CREAT | os.O_EXCL, 0o600))
+                (partial / name).chmod(mode & 0o666)
+            np.save(partial / SIZES, sizes.astype(np.int32))
+            np.save(partial / STATE, np.zeros(len(folder), dtype=np.uint8))
             about = {"root": str(folder.root), "classes": folder.classes, "made_from": made_from._asdict()}
-            (made / FOLDER).write_text(json.dumps(about))
-        reserve(made / PIXELS, size)
-        made.chmod(mode)
-        made.rename(path)
+            (partial / FOLDER).write_text(json.dumps(about))
+        reserve(partial / PIXELS, size)
+        partial.chmod(mode)
+        partial.rename(path)
     except BaseException as error:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, NoRoomError):
             raise no_room(path, size) from error  # by the name that it would have had
         raise
@@ -68,7 +68,7 @@ def open_disk_pack(folder: ImageFolder, made_from: Contents) -> Pack:
     """The pack of a split on disk.
 
     Raises:
-        PackError: it is absent, damaged, made from other files, or somebody else can change it.
+        PackError: it is absent, damaged, made from other files, or another user can change it.
     """
     path = disk_pack(folder)
     if path.exists():
@@ -98,13 +98,13 @@ def pack_tree(root: Path, workers: int | None = None) -> tuple[Pack, Pack]:
 
 def _packed(folder: ImageFolder, workers: int | None) -> Pack:
     path = disk_pack(folder)
-    for left in path.parent.glob(f".{path.name}-*"):  # by a call that was killed; this one has the lock
-        if _is_pack(left):
-            shutil.rmtree(left)
+    for leftover in path.parent.glob(f".{path.name}-*"):  # by a call that was killed; this one has the lock
+        if _is_pack(leftover):
+            shutil.rmtree(leftover)
     made_from = contents(folder)
     try:
         pack = open_disk_pack(folder, made_from)
-        if mended := pack.mended():  # times of files tell nothing of permissions, nor of a server that was down
+        if mended := pack.mended():  # times of files do not show permissions, nor a server that was down
             raise PackError(f"{path}: {mended} images were broken when they were packed and are not now")
     except PackError as error:
         if os.path.lexists(path):
@@ -112,18 +112,18 @@ def _packed(folder: ImageFolder, workers: int | None) -> Pack:
                 raise ValueError(f"pack: expected a pack or nothing at {path}, got something else: {error}") from error
             print(f"{error}; it is made again")
             shutil.rmtree(path)
-        pack = _made(path, folder, made_from)
+        pack = _new_pack(path, folder, made_from)
     broken = pack.fill(workers)
     for bad in broken:
         print(bad)
     if len(broken) == len(folder):
         raise ValueError(f"data: expected readable images in {folder.root}, all {len(broken)} are broken")
     if broken:
-        print(f"{path}: {len(broken)} broken, others take their place; if you mend them, pack again")
+        print(f"{path}: {len(broken)} broken, neighbours replace them; if you mend them, pack again")
     return pack
 
 
-def _made(path: Path, folder: ImageFolder, made_from: Contents) -> Pack:
+def _new_pack(path: Path, folder: ImageFolder, made_from: Contents) -> Pack:
     sizes = measure(folder)
     needed, free = decoded_bytes(sizes), free_bytes(path)
     print(f"{path}: {len(folder)} images, {needed / 1e9:.2f} GB decoded, {free / 1e9:.1f} GB free on the disk")
@@ -149,8 +149,8 @@ def _as_private_as(folder: ImageFolder, parent: Path) -> int:
         if os.path.islink(files[-1]):
             files[-1] = os.path.realpath(files[-1])
             real.setdefault(os.path.dirname(files[-1]), os.path.dirname(files[-1]))
-    way = {place for inner in real.values() for place in (Path(inner), *Path(inner).parents)}
-    way -= {parent.resolve(), *parent.resolve().parents}  # whoever reads the pack comes this way too
+    way = {above for inner in real.values() for above in (Path(inner), *Path(inner).parents)}
+    way -= {parent.resolve(), *parent.resolve().parents}  # every reader of the pack passes these folders too
     groups, others = True, True
     for paths, needed in ((files, 0o4), (way, 0o1)):
         for path in paths:

@@ -74,7 +74,7 @@ class Pack:
     stored: ClassVar[Stored] = "memory"
 
     def __init__(self, path: Path, folder: ImageFolder, made_from: Contents | None = None) -> None:
-        self.place, self.folder, self.labels, self.bad = path, folder, folder.labels, folder.bad
+        self.pack_dir, self.folder, self.labels, self.bad = path, folder, folder.labels, folder.bad
         self.made_from = made_from or contents(folder)
         try:
             self._open()
@@ -84,14 +84,14 @@ class Pack:
             raise PackError(f"{path}: expected a pack of {folder.root}, it is damaged ({error})") from error
 
     def _open(self) -> None:
-        made_from = Contents(**json.loads((self.place / FOLDER).read_text())["made_from"])
+        made_from = Contents(**json.loads((self.pack_dir / FOLDER).read_text())["made_from"])
         if made_from.fingerprint != self.made_from.fingerprint:
             what = differences(made_from, self.made_from)
-            raise PackError(f"{self.place}: {self.folder.root} has changed since it was packed: {what}")
-        self.sizes: Ints = np.load(self.place / SIZES).astype(np.int64)
+            raise PackError(f"{self.pack_dir}: {self.folder.root} has changed since it was packed: {what}")
+        self.sizes: Ints = np.load(self.pack_dir / SIZES).astype(np.int64)
         self._offsets = offsets(self.sizes)
-        state = np.load(self.place / STATE)
-        pixels, size = self.place / PIXELS, max(1, decoded_bytes(self.sizes))
+        state = np.load(self.pack_dir / STATE)
+        pixels, size = self.pack_dir / PIXELS, max(1, decoded_bytes(self.sizes))
         status = pixels.stat()
         for what, expected, got in (
             (SIZES, (len(self.folder), 2), self.sizes.shape),
@@ -101,7 +101,7 @@ class Pack:
             if expected != got:
                 raise ValueError(f"{what}: expected {expected}, got {got}")
         self._writable = bool((state == _NEW).any()) and all(
-            os.access(self.place / name, os.W_OK) for name in (PIXELS, STATE)
+            os.access(self.pack_dir / name, os.W_OK) for name in (PIXELS, STATE)
         )
         if self._writable and 512 * status.st_blocks < size:  # a sparse copy of a pack
             try:
@@ -109,11 +109,11 @@ class Pack:
             except NoRoomError:
                 self._writable = False
         mode: Literal["r+", "r"] = "r+" if self._writable else "r"
-        self.state = np.load(self.place / STATE, mmap_mode=mode)
+        self.state = np.load(self.pack_dir / STATE, mmap_mode=mode)
         self._pixels = np.memmap(pixels, dtype=np.uint8, mode=mode)
 
     def __reduce__(self) -> tuple[type[Pack], tuple[Path, ImageFolder, Contents]]:
-        return Pack, (self.place, self.folder, self.made_from)
+        return Pack, (self.pack_dir, self.folder, self.made_from)
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -152,8 +152,8 @@ class Pack:
                 return BadFile(self.path(index), str(error))
             return None
 
-        found = for_all(decode, len(self), workers, f"decoding {self.folder.root.name}", "images")
-        return [bad for bad in found if bad is not None]
+        results = for_all(decode, len(self), workers, f"decoding {self.folder.root.name}", "images")
+        return [bad for bad in results if bad is not None]
 
     def mended(self) -> int:
         """How many pictures that were broken when they were decoded can be decoded now."""

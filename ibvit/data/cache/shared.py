@@ -1,9 +1,9 @@
 """Packs in this machine's memory, shared by all processes of a user that read the same files.
 
-They lie in a folder that nobody else can enter. Others may put a folder of any name beside it: what is not this user's
+They lie in a folder that no other user can enter. Others may put any folder beside it: what is not this user's
 own, or not closed to others, is passed over and never read.
 
-Each process that uses a pack holds a lock on it, which the system lets go when the process ends, however it ends. The
+Each process that uses a pack holds a lock on it, which the system releases when the process ends, however it ends. The
 last process that leaves removes the pack; what killed processes left is used again or removed by the next. Packs are
 made and cleared away by one process at a time.
 """
@@ -44,16 +44,16 @@ def memory_pack(folder: ImageFolder, made_from: Contents, sizes: Ints) -> Pack:
         NoRoomError: there is no room.
     """
     own = _own_folder()
-    place = own / _name(folder, made_from)
+    pack_dir = own / _name(folder, made_from)
     with alone(own / _LOCK):
         try:
-            lock = locked(place / FOLDER, fcntl.LOCK_SH)
-            pack = Pack(place, folder, made_from)
-        except (OSError, PackError):  # absent, or what somebody left who was killed
-            shutil.rmtree(place, ignore_errors=True)
-            pack = create_pack(place, folder, made_from, sizes)
-            lock = locked(place / FOLDER, fcntl.LOCK_SH)
-    weakref.finalize(pack, _leave, place, lock, os.getpid())
+            lock = locked(pack_dir / FOLDER, fcntl.LOCK_SH)
+            pack = Pack(pack_dir, folder, made_from)
+        except (OSError, PackError):  # absent, or left by a process that was killed
+            shutil.rmtree(pack_dir, ignore_errors=True)
+            pack = create_pack(pack_dir, folder, made_from, sizes)
+            lock = locked(pack_dir / FOLDER, fcntl.LOCK_SH)
+    weakref.finalize(pack, _leave, pack_dir, lock, os.getpid())
     return pack
 
 
@@ -66,31 +66,31 @@ def occupied(folder: ImageFolder, made_from: Contents) -> int:
     return 0
 
 
-def remove_abandoned(kept: Iterable[tuple[ImageFolder, Contents]] = ()) -> None:
-    """Remove the packs that no process has open, but for those of some files."""
-    names = {_LOCK, *(_name(folder, made_from) for folder, made_from in kept)}
+def remove_abandoned(exceptions: Iterable[tuple[ImageFolder, Contents]] = ()) -> None:
+    """Remove the packs that no process has open, except those of some files."""
+    names = {_LOCK, *(_name(folder, made_from) for folder, made_from in exceptions)}
     for own in _own_folders():
         with alone(own / _LOCK):
-            for place in own.iterdir():
-                if place.name not in names:
-                    _remove_unused(place)
+            for pack_dir in own.iterdir():
+                if pack_dir.name not in names:
+                    _remove_unused(pack_dir)
 
 
-def _remove_unused(place: Path) -> None:
+def _remove_unused(pack_dir: Path) -> None:
     try:
-        lock = locked(place / FOLDER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = locked(pack_dir / FOLDER, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # in use
         return
     except OSError:  # half made, or half removed
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(pack_dir, ignore_errors=True)
         return
     with lock:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(pack_dir, ignore_errors=True)
 
 
 def _own_folders() -> list[Path]:
-    """This user's folders in memory; there may be several where somebody took the first name for a while."""
-    return [place for place in sorted(HOME.glob(f"ibvit-{os.geteuid()}*")) if _is_private(place)]
+    """This user's folders in memory; there are several if another user had the first name for a while."""
+    return [folder for folder in sorted(HOME.glob(f"ibvit-{os.geteuid()}*")) if _is_private(folder)]
 
 
 def _own_folder() -> Path:
@@ -99,18 +99,18 @@ def _own_folder() -> Path:
     return own[0] if own else next(HOME / name for name in names if _is_claimed(HOME / name))
 
 
-def _is_claimed(place: Path) -> bool:
-    """Whether a folder is this user's own, made here if there was none; not where somebody else was first."""
+def _is_claimed(folder: Path) -> bool:
+    """Whether a folder is this user's own, created here if there was none; False if another user has it."""
     with contextlib.suppress(FileExistsError):
-        place.mkdir(mode=0o700)
-        place.chmod(0o700)  # whatever the umask
-    return _is_private(place)
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)  # whatever the umask
+    return _is_private(folder)
 
 
-def _is_private(place: Path) -> bool:
-    """A folder of this user's, no link to one, that nobody else can enter."""
+def _is_private(folder: Path) -> bool:
+    """A folder of this user, not a link to one, that no other user can enter."""
     try:
-        status = place.lstat()
+        status = folder.lstat()
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
@@ -121,16 +121,16 @@ def _name(folder: ImageFolder, made_from: Contents) -> str:
     return hashlib.sha256(key).hexdigest()[:32]
 
 
-def _leave(place: Path, lock: IO[str], owner: int) -> None:
+def _leave(pack_dir: Path, lock: IO[str], owner: int) -> None:
     if os.getpid() != owner:  # a worker forked from it
         return
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gives the shared lock up first: one of many succeeds
-            if not os.path.samestat(os.stat(place / FOLDER), os.fstat(lock.fileno())):
+            if not os.path.samestat(os.stat(pack_dir / FOLDER), os.fstat(lock.fileno())):
                 return  # another pack lies there by now
         except (BlockingIOError, FileNotFoundError):
             return
-        gone = place.with_name(f"{place.name}-{owner}")
-        place.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        removed = pack_dir.with_name(f"{pack_dir.name}-{owner}")
+        pack_dir.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Files that give no picture: another takes their place, and each is named once in a run."""
+"""Broken image files: a neighbour replaces each of them, and each is named once in a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ibvit.data.files.images import BadImageError
 logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 
-_TRIED = 256  # files in a row: if so many are broken, the folder is, and a neighbour is no remedy
+_TRIED = 256  # files in a row; if so many are broken, the folder is taken as unreadable
 
 
 class NoImageError(ValueError):
-    """So many files are broken that none can take the place of another; the message names the first."""
+    """So many files are broken that no neighbour can replace them; the message names the first."""
 
 
 class BadFile(NamedTuple):
@@ -72,7 +72,7 @@ class BadFiles:
     """
 
     def __init__(self, record: Path | None = None) -> None:
-        self.replaced = 0  # how many times some other image took the place of a broken one, on this rank
+        self.replaced = 0  # how many times a neighbour replaced a broken image, on this rank
         self._record = record
         self._named: set[str] = set()
 
@@ -80,10 +80,10 @@ class BadFiles:
         """Count and name files that were passed over."""
         for path, reason in bad:
             self.replaced += 1
-            self.name(path, f"{reason}; its neighbour in the data set takes its place")
+            self.name(path, f"{reason}; its neighbour in the data set replaces it")
 
     def name(self, path: str, what: str) -> None:
-        """Log what there is to say of a file, unless that was done."""
+        """Log ``what`` about a file, unless it was logged before."""
         path = printable(path)
         if path not in self._named:
             self._named.add(path)

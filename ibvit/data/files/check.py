@@ -36,12 +36,12 @@ def check(folder: ImageFolder, workers: int | None = None) -> Report:
             return "odd", f"only {image.width} × {image.height} pixels"
         return image.mode, ""
 
-    found = list(for_all(look, len(folder), workers, f"checking {folder.root.name}", "images"))
+    verdicts = list(for_all(look, len(folder), workers, f"checking {folder.root.name}", "images"))
 
     def named(verdict: str) -> tuple[BadFile, ...]:
-        return tuple(BadFile(folder.path(index), why) for index, (kind, why) in enumerate(found) if kind == verdict)
+        return tuple(BadFile(folder.path(index), why) for index, (kind, why) in enumerate(verdicts) if kind == verdict)
 
-    return Report(named("broken"), named("odd"), sum(kind == "L" for kind, _ in found))
+    return Report(named("broken"), named("odd"), sum(kind == "L" for kind, _ in verdicts))
 
 
 def check_tree(root: Path, workers: int | None = None) -> int:
@@ -58,7 +58,7 @@ def check_tree(root: Path, workers: int | None = None) -> int:
                 print(f"{printable(path)}: {verdict}: {why}")
         print(
             f"{folder.root}: {len(folder)} images of {len(folder.classes)} classes; {len(report.broken)} broken "
-            f"(another would take their place), {len(report.odd)} odd, {report.grey} grey (both are used)"
+            f"(neighbours would replace them), {len(report.odd)} odd, {report.grey} grey (both are used)"
         )
         broken += len(report.broken)
     return broken

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ibvit.data.files.tree import ImageFolder
 
 _THREADS = 16  # a network file system answers that many questions at a time
-_CHUNK = 512  # files a task: few tasks, as a local file system answers within microseconds
+_CHUNK = 512  # files per task: few tasks, as a local file system answers within microseconds
 _ABSENT = (-1, 0)
 
 
@@ -48,39 +48,39 @@ def contents(folder: ImageFolder) -> Contents:
     starts = range(0, len(folder), _CHUNK)
     with ThreadPoolExecutor(_THREADS) as pool:
         chunks = list(pool.map(partial(_sizes_and_times, folder), starts))
-    found = [pair for chunk in chunks for pair in chunk]
+    sizes_and_times = [pair for chunk in chunks for pair in chunk]
     summed = hashlib.sha256()
-    for line in _lines(folder, found):
+    for line in _lines(folder, sizes_and_times):
         summed.update(line)
     return Contents(
         summed.hexdigest(),
         len(folder.classes),
         len(folder),
-        sum(max(0, size) for size, _ in found),
-        max((changed for _, changed in found), default=0),
+        sum(max(0, size) for size, _ in sizes_and_times),
+        max((changed for _, changed in sizes_and_times), default=0),
     )
 
 
 def _sizes_and_times(folder: ImageFolder, start: int) -> list[tuple[int, int]]:
     """(bytes, nanoseconds) of each file of a chunk; what cannot be read as a file counts as absent."""
-    found = []
+    sizes_and_times = []
     for index in range(start, min(start + _CHUNK, len(folder))):
         try:
             status = os.stat(folder.path(index))
         except OSError:
-            found.append(_ABSENT)
+            sizes_and_times.append(_ABSENT)
             continue
         regular = stat.S_ISREG(status.st_mode)
-        found.append((status.st_size, status.st_mtime_ns) if regular else _ABSENT)
-    return found
+        sizes_and_times.append((status.st_size, status.st_mtime_ns) if regular else _ABSENT)
+    return sizes_and_times
 
 
-def _lines(folder: ImageFolder, found: list[tuple[int, int]]) -> Iterator[bytes]:
+def _lines(folder: ImageFolder, sizes_and_times: list[tuple[int, int]]) -> Iterator[bytes]:
     """What is summed: names end with a zero byte, which no name can hold."""
     yield b"%d\0" % len(folder.classes)
     for name in folder.classes:
         yield os.fsencode(name) + b"\0"
-    for path, pair in zip(folder.paths, found, strict=True):
+    for path, pair in zip(folder.paths, sizes_and_times, strict=True):
         yield os.fsencode(path) + b"\0%d %d\0" % pair
 
 

@@ -61,9 +61,9 @@ def make_tree(imagenet: Path, out: Path, how: Literal["link", "copy"] = "link") 
                 f"smallest classes are {', '.join(f'{wnid} ({len(files[wnid])})' for wnid in fewest)}"
             )
     for name, files in (("train", train), ("val", val)):
-        _check_place(out / name, set(ids))
+        _check_folder(out / name, set(ids))
         for wnid in ids:
-            _check_place(out / name / wnid, {file.name for file in files[wnid]})
+            _check_folder(out / name / wnid, {file.name for file in files[wnid]})
     for name, files in (("train", train), ("val", val)):
         print(f"{out / name}: {len(ids)} classes, {_make_split(out / name, files, how)} images")
 
@@ -84,19 +84,19 @@ def _flat_val(imagenet: Path, ids: tuple[str, ...]) -> dict[str, list[Path]]:
     images = sorted(path for path in (imagenet / "val").glob("*") if _is_image(path))
     if not images:
         raise ValueError(f"imagenet: expected class folders or images in {imagenet / 'val'}, found neither")
-    places = [imagenet.glob(f"{above}{name}") for name in _GROUND_TRUTH for above in ("", "*/", "*/data/")]
-    truth = next((path for place in places for path in place), None)
+    candidates = [imagenet.glob(f"{above}{name}") for name in _GROUND_TRUTH for above in ("", "*/", "*/data/")]
+    truth = next((path for paths in candidates for path in paths), None)
     if truth is None:
         names = " (with meta.mat) or ".join(_GROUND_TRUTH)
         raise ValueError(f"imagenet: {imagenet / 'val'} is flat; expected its ground truth, {names}, in {imagenet}")
     wnids = _solution(truth) if truth.suffix == ".csv" else _development_kit(truth)
-    chosen: dict[str, list[Path]] = {wnid: [] for wnid in ids}
+    by_class: dict[str, list[Path]] = {wnid: [] for wnid in ids}
     for image in images:
         if image.stem not in wnids:
             raise ValueError(f"imagenet: expected the class of {image.name} in {truth}, it is not there")
-        if wnids[image.stem] in chosen:
-            chosen[wnids[image.stem]].append(image)
-    return chosen
+        if wnids[image.stem] in by_class:
+            by_class[wnids[image.stem]].append(image)
+    return by_class
 
 
 def _solution(path: Path) -> Mapping[str, str]:
@@ -106,7 +106,7 @@ def _solution(path: Path) -> Mapping[str, str]:
 
 
 def _development_kit(path: Path) -> Mapping[str, str]:
-    """Image name → WordNet id, from one class number a line and ``meta.mat``, which says what the numbers mean."""
+    """Image name → WordNet id, from one class number per line and ``meta.mat``, which says what the numbers mean."""
     from scipy.io import loadmat
 
     meta = path.with_name("meta.mat")
@@ -118,13 +118,13 @@ def _development_kit(path: Path) -> Mapping[str, str]:
     return {f"ILSVRC2012_val_{at:08d}": wnid[int(number)] for at, number in enumerate(numbers, 1)}
 
 
-def _check_place(folder: Path, names: set[str]) -> None:
+def _check_folder(folder: Path, names: set[str]) -> None:
     """A folder to be made holds nothing else than what belongs there."""
     for existing in (folder, *folder.parents):
         if existing.exists() and not existing.is_dir():
             raise ValueError(f"out: expected a folder, {existing} is a file")
-    strangers = set(os.listdir(folder)) - names if folder.is_dir() else set()
-    visible = sorted(name for name in strangers if not name.startswith("."))
+    others = set(os.listdir(folder)) - names if folder.is_dir() else set()
+    visible = sorted(name for name in others if not name.startswith("."))
     if visible:
         raise ValueError(f"out: expected only what belongs to ImageNet-100 in {folder}, found {visible[0]!r} too")
 
@@ -137,14 +137,14 @@ def _make_split(split: Path, files: Mapping[str, Sequence[Path]], how: Literal["
         folder = split / wnids[at]
         folder.mkdir(parents=True, exist_ok=True)
         for file in files[wnids[at]]:
-            _place(file, folder / file.name, how)
+            _link_or_copy(file, folder / file.name, how)
         return len(files[wnids[at]])
 
     verb = "linking" if how == "link" else "copying"
     return sum(for_all(make, len(wnids), None, f"{verb} {split.name}", "classes"))
 
 
-def _place(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
+def _link_or_copy(source: Path, target: Path, how: Literal["link", "copy"]) -> None:
     if how == "link":
         if not target.exists():
             target.unlink(missing_ok=True)  # a link that leads nowhere

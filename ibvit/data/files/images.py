@@ -1,4 +1,4 @@
-"""One image file at a time: its pixels in RGB, or the reason why there are none. PIL is the judge of every file."""
+"""One image file at a time: its pixels in RGB, or the reason why there are none. PIL decides what is readable."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class NoRoomError(UserError, OSError):
 
 def free_bytes(path: Path) -> int:
     """What a user may still write on the file system of ``path``, or of the first folder above it that exists."""
-    place = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
-    status = os.statvfs(place)
+    existing = next((above for above in (path, *path.absolute().parents) if above.exists()), Path("/"))
+    status = os.statvfs(existing)
     return status.f_bavail * status.f_frsize
 
 

@@ -20,7 +20,7 @@ Stored = Literal["encoded", "memory", "device"]
 
 
 class Source(Protocol):
-    """Where pictures come from: files, or some place that holds decoded ones."""
+    """Where decoded images come from: files, or a cache."""
 
     @property
     def stored(self) -> Stored:
@@ -45,7 +45,7 @@ class Source(Protocol):
 class ImageFolder:
     """The images of one split; index, labels and class order are torchvision's ``ImageFolder``'s.
 
-    Files are listed by name alone: a broken one has its place, and is replaced when its turn comes.
+    Files are listed by name alone: a broken one keeps its index, and is replaced when it is read.
     """
 
     root: Path
@@ -117,11 +117,11 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
     A folder named as an image is listed as one. A link to a folder that it lies in has no end and is not followed.
     """
     real_top = Path(top).resolve()
-    above = {top: {str(place) for place in (real_top, *real_top.parents)}}
+    above = {top: {str(folder) for folder in (real_top, *real_top.parents)}}
     for folder, inner, files in os.walk(top, followlinks=True, onerror=_refuse):
         names = [name for name in inner if name.lower().endswith(EXTENSIONS)]
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in inner if name not in names}
-        inner[:] = [name for name, place in real.items() if place not in above[folder]]
+        inner[:] = [name for name, target in real.items() if target not in above[folder]]
         for name in inner:
             above[os.path.join(folder, name)] = above[folder] | {real[name]}
         yield folder, [*files, *names]

@@ -1,4 +1,4 @@
-"""Plans carried out with DALI.
+"""Augmentation plans carried out with DALI.
 
 On a GPU the whole plan is one DALI graph (:mod:`ibvit.data.loaders.dali_graph`), from the encoded file or from decoded
 pictures wherever they are. Without a GPU, DALI decodes the windows and torchvision does the rest, in threads:
@@ -38,17 +38,17 @@ _AHEAD = 2  # steps made before they are asked for
 _PARTS = 4  # of a step's images for each worker: few, as a cached picture takes less time than handing it to a thread
 
 
-def readable(folder: ImageFolder, index: int, judge: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def readable(folder: ImageFolder, index: int, use_pil: bool = False) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """A file that DALI can be trusted with, and its (height, width): itself if it is a plain JPEG, else PIL's reading.
 
     Args:
-        judge: let PIL read plain JPEGs too.
+        use_pil: let PIL read plain JPEGs too.
 
     Raises:
         BadImageError: PIL cannot read it.
     """
     data = folder.encoded(index)
-    size = None if judge else plain_jpeg_size(data)
+    size = None if use_pil else plain_jpeg_size(data)
     if size is None:
         image = folder.decoded(index, data)
         size = image.height, image.width
@@ -79,7 +79,7 @@ class _Graph:
 
 
 class _Loaded(NamedTuple):
-    shown: int  # index of the image
+    position: int  # of the image that is shown, in the data set
     content: Any  # its file or its pixels
     size: tuple[int, int]  # height, width
     bad: list[BadFile]  # passed over on the way to it
@@ -125,11 +125,11 @@ class DaliLoader:
 
     def _steps(self, epoch: int, start: int) -> Iterator[tuple[Batch, list[BadFile]]]:
         """Made in the prefetching thread; the next step's files are read meanwhile."""
-        coming = self._submit(epoch, start)
+        next_futures = self._submit(epoch, start)
         for step in range(start, len(self)):
-            loading, coming = coming, self._submit(epoch, step + 1)
+            futures, next_futures = next_futures, self._submit(epoch, step + 1)
             rows = self._schedule.rows(epoch, step)
-            loaded = [item for future in loading for item in future.result()]
+            loaded = [item for future in futures for item in future.result()]
             try:
                 images = self._render(epoch, rows, loaded)
             except RuntimeError as error:
@@ -138,9 +138,9 @@ class DaliLoader:
                 logger.warning(
                     "DALI failed on a batch, PIL decodes it instead: %s", str(error).strip().splitlines()[-1]
                 )
-                loaded = self._load(rows, judge=True)
+                loaded = self._load(rows, use_pil=True)
                 images = self._render(epoch, rows, loaded)
-            index = torch.tensor([item.shown for item in loaded])
+            index = torch.tensor([item.position for item in loaded])
             yield self._batch(images, index, torch.tensor(rows)), [bad for item in loaded for bad in item.bad]
 
     def _submit(self, epoch: int, step: int) -> list[Future[list[_Loaded]]]:
@@ -149,10 +149,10 @@ class DaliLoader:
         parts = np.array_split(self._schedule.rows(epoch, step), self._parts)
         return [self._pool.submit(self._load, part) for part in parts]
 
-    def _load(self, rows: Ints, judge: bool = False) -> list[_Loaded]:
+    def _load(self, rows: Ints, use_pil: bool = False) -> list[_Loaded]:
         def load(index: int) -> tuple[Any, tuple[int, int]]:
             if isinstance(self._source, ImageFolder):
-                return readable(self._source, index, judge)
+                return readable(self._source, index, use_pil)
             pixels = self._source.pixels(index)
             return pixels, (pixels.shape[0], pixels.shape[1])
 
@@ -169,19 +169,19 @@ class DaliLoader:
         contents = [item.content for item in loaded]
         if self._stream is not None:
             with torch.cuda.stream(self._stream):  # DALI takes pictures on the device from this thread's stream
-                made = self._graph(images=contents, **arguments(plan, side))
-                return torch.from_dlpack(made.as_tensor())
+                output = self._graph(images=contents, **arguments(plan, side))
+                return torch.from_dlpack(output.as_tensor())
         if self._source.stored == "encoded":
-            made = self._graph(images=contents, **window_arguments(plan))
-            windows = [made.at(row) for row in range(len(rows))]
+            output = self._graph(images=contents, **window_arguments(plan))
+            windows = [output.at(row) for row in range(len(rows))]
         else:
             windows = [cut(pixels, window) for pixels, window in zip(contents, plan.window, strict=True)]
         images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
 
-        def place(row: int) -> None:
+        def finish_row(row: int) -> None:
             images[row] = finish(windows[row], plan, row, side)
 
-        list(self._pool.map(place, range(len(rows))))
+        list(self._pool.map(finish_row, range(len(rows))))
         return torch.from_numpy(images)
 
     def _batch(self, images: Tensor, index: Tensor, rows: Tensor) -> Batch:

@@ -27,7 +27,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpType
 
 from ibvit.data.files.tree import Stored
-from ibvit.data.plans.augment import OPERATIONS, Plan
+from ibvit.data.plans.augment import OPERATIONS, AugmentationPlan
 
 _OP = {name: code for code, name in enumerate(OPERATIONS)}
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # PIL's ImageFilter.SMOOTH
@@ -44,8 +44,8 @@ def matrices(ops: NDArray[np.int64], magnitude: NDArray[np.floating], side: int)
     for name, row, column, sign in (
         ("ShearX", 0, 1, 1), ("ShearY", 1, 0, 1), ("TranslateX", 0, 2, -1), ("TranslateY", 1, 2, -1)
     ):  # fmt: skip
-        chosen = ops == _OP[name]
-        maps[chosen, row, column] = sign * magnitude[chosen]
+        is_op = ops == _OP[name]
+        maps[is_op, row, column] = sign * magnitude[is_op]
     rotated = ops == _OP["Rotate"]
     angle = np.radians(magnitude[rotated])
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1).reshape(-1, 2, 2)
@@ -98,12 +98,12 @@ def _equalize(images: Any, side: int) -> Any:
     step = dmath.floor(below / 255.0)
     too_few = fn.cast(step == 0.0, dtype=DALIDataType.FLOAT)  # pixels to equalize: the channel stays
     stretch = (below / 255.0) / (step + too_few)
-    kept = fn.cast(images, dtype=DALIDataType.FLOAT)
-    return _truncated((1.0 - too_few) * (levels * stretch + 0.5) + too_few * kept)
+    unchanged = fn.cast(images, dtype=DALIDataType.FLOAT)
+    return _truncated((1.0 - too_few) * (levels * stretch + 0.5) + too_few * unchanged)
 
 
 def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device: str) -> Any:
-    """One RandAugment operation a sample, uint8 HWC; ``op`` is an index into OPERATIONS.
+    """One RandAugment operation per sample, uint8 HWC; ``op`` is an index into OPERATIONS.
 
     Args:
         magnitude: float, as in :func:`ibvit.data.plans.augment.magnitudes`.
@@ -135,9 +135,9 @@ def operate(images: Any, op: Any, magnitude: Any, matrix: Any, side: int, device
     return images
 
 
-def arguments(plan: Plan, side: int) -> dict[str, NDArray[Any]]:
-    """A plan as the inputs of :func:`augment_graph`, one row a sample."""
-    given: dict[str, NDArray[Any]] = {
+def arguments(plan: AugmentationPlan, side: int) -> dict[str, NDArray[Any]]:
+    """A plan as the inputs of :func:`augment_graph`, one row per sample."""
+    inputs: dict[str, NDArray[Any]] = {
         **window_arguments(plan),
         "size": plan.size.astype(np.float32),
         "offset": plan.offset.astype(np.int32),
@@ -145,13 +145,13 @@ def arguments(plan: Plan, side: int) -> dict[str, NDArray[Any]]:
     }
     for turn in range(plan.ops.shape[1]):
         op, magnitude = plan.ops[:, turn], plan.magnitude[:, turn]
-        given[f"op{turn}"] = op.astype(np.int32)
-        given[f"magnitude{turn}"] = magnitude.astype(np.float32)
-        given[f"matrix{turn}"] = matrices(op, magnitude, side)
-    return given
+        inputs[f"op{turn}"] = op.astype(np.int32)
+        inputs[f"magnitude{turn}"] = magnitude.astype(np.float32)
+        inputs[f"matrix{turn}"] = matrices(op, magnitude, side)
+    return inputs
 
 
-def window_arguments(plan: Plan) -> dict[str, NDArray[Any]]:
+def window_arguments(plan: AugmentationPlan) -> dict[str, NDArray[Any]]:
     """The part of a plan that :func:`decode_graph` needs."""
     return {"start": plan.window[:, :2].astype(np.int32), "shape": plan.window[:, 2:].astype(np.int32)}
 
@@ -196,10 +196,10 @@ def augment_graph(side: int, num_ops: int, device: str, stored: Stored) -> Any:
     if stored == "encoded":
         images = _decoded_window("mixed" if device == "gpu" else "cpu")
     else:
-        place = "gpu" if stored == "device" else "cpu"
+        input_device = "gpu" if stored == "device" else "cpu"
         images = fn.slice(
             fn.external_source(
-                name="images", dtype=DALIDataType.UINT8, ndim=3, layout="HWC", device=place, no_copy=True
+                name="images", dtype=DALIDataType.UINT8, ndim=3, layout="HWC", device=input_device, no_copy=True
             ),
             start=_input("start", DALIDataType.INT32, 1),
             shape=_input("shape", DALIDataType.INT32, 1),

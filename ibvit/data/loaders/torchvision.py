@@ -1,4 +1,4 @@
-"""Plans carried out by torchvision's functional operations, in worker processes.
+"""Augmentation plans carried out by torchvision's functional operations, in worker processes.
 
 Windows are resized as uint8 tensors (torchvision's antialiased bicubic: on photographs a few hundredths of a level from
 PIL's in the mean, and three times as fast); RandAugment's operations are torchvision's on PIL images.
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from ibvit.data.files.bad_files import BadFile, NoImageError, nearest_readable
 from ibvit.data.files.images import Pixels
 from ibvit.data.files.tree import Source
-from ibvit.data.plans.augment import OPERATIONS, Ints, Plan, normalised
+from ibvit.data.plans.augment import OPERATIONS, AugmentationPlan, Ints, normalised
 from ibvit.data.plans.schedule import Schedule
 from ibvit.data.types import Batch
 
@@ -83,7 +83,7 @@ def cut(image: Pixels, window: Ints) -> Pixels:
     return np.array(image[top : top + height, left : left + width])
 
 
-def finish(window: Pixels, plan: Plan, row: int, side: int) -> Pixels:
+def finish(window: Pixels, plan: AugmentationPlan, row: int, side: int) -> Pixels:
     """What row ``row`` of a plan does to its window, once cut: uint8 ``[side, side, 3]``."""
     image = torch.from_numpy(window).permute(2, 0, 1)
     image = F.resize(image, plan.size[row].tolist(), InterpolationMode.BICUBIC, antialias=True)
@@ -100,10 +100,11 @@ def finish(window: Pixels, plan: Plan, row: int, side: int) -> Pixels:
     return np.asarray(picture)
 
 
-_Made = tuple[Tensor, Ints, Ints, list[BadFile]]  # pixels, positions of the images shown and asked for, bad files
+# A batch: pixels, positions of the images shown, positions of the images asked for, bad files.
+_StepItem = tuple[Tensor, Ints, Ints, list[BadFile]]
 
 
-class _Steps(Dataset[_Made | NoImageError]):
+class _Steps(Dataset[_StepItem | NoImageError]):
     """Item (epoch, step): a rank's whole batch, so that one worker makes one batch.
 
     A folder without readable images comes back as an error: one that is raised in a worker arrives as its traceback.
@@ -112,13 +113,13 @@ class _Steps(Dataset[_Made | NoImageError]):
     def __init__(self, source: Source, schedule: Schedule) -> None:
         self.source, self.schedule = source, schedule
 
-    def __getitem__(self, at: tuple[int, int]) -> _Made | NoImageError:
+    def __getitem__(self, epoch_and_step: tuple[int, int]) -> _StepItem | NoImageError:
         try:
-            return self._made(*at)
+            return self._load_step(*epoch_and_step)
         except NoImageError as error:
             return error
 
-    def _made(self, epoch: int, step: int) -> _Made:
+    def _load_step(self, epoch: int, step: int) -> _StepItem:
         rows = self.schedule.rows(epoch, step)
         side = self.schedule.augmentation.image_size
         images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
@@ -140,7 +141,7 @@ class _Steps(Dataset[_Made | NoImageError]):
         return torch.from_numpy(images), index, rows, bad
 
 
-class _From(Sampler[tuple[int, int]]):
+class _StepSampler(Sampler[tuple[int, int]]):
     """Steps ``start``, ``start + 1``, … of an epoch; set before each pass."""
 
     def __init__(self, steps: int) -> None:
@@ -160,9 +161,9 @@ class TorchvisionLoader:
 
     def __init__(self, source: Source, schedule: Schedule, workers: int, device: torch.device) -> None:
         self._labels, self._bad = torch.tensor(source.labels), source.bad
-        self._sampler = _From(len(schedule))
+        self._sampler = _StepSampler(len(schedule))
         self._device = device
-        self._loader: DataLoader[_Made | NoImageError] | None = DataLoader(
+        self._loader: DataLoader[_StepItem | NoImageError] | None = DataLoader(
             _Steps(source, schedule),
             batch_size=None,
             sampler=self._sampler,
@@ -178,18 +179,18 @@ class TorchvisionLoader:
         if self._loader is None:
             raise RuntimeError("loader: expected an open loader, this one was closed")
         self._sampler.epoch, self._sampler.start = epoch, start
-        for made in self._loader:
-            if isinstance(made, NoImageError):
-                raise made
-            images, shown, rows, bad = made
+        for item in self._loader:
+            if isinstance(item, NoImageError):
+                raise item
+            images, positions, rows, bad = item
             self._bad.replace(bad)
-            index = torch.as_tensor(shown)
+            index = torch.as_tensor(positions)
             labels = self._labels[index]
             yield Batch(
                 normalised(images.to(self._device, non_blocking=True)),
                 labels.to(self._device, non_blocking=True),
                 index.to(self._device, non_blocking=True),
-                torch.as_tensor(rows).clone(),  # without workers it is a part of the schedule's own
+                torch.as_tensor(rows).clone(),  # without workers it is a view of the schedule's array
             )
 
     def close(self) -> None:

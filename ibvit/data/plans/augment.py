@@ -1,8 +1,8 @@
 """What happens to every image, drawn before any pixel is touched: crops, flips and RandAugment as numbers.
 
 The distributions are torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``RandAugment`` (2 operations,
-magnitude 9 of 31 bins). The randomness is not: every draw is a pure function of (seed, epoch, sample index), so any
-loader resumes at any step without state, and torchvision and DALI carry out *the same* plan.
+magnitude 9 of 31 bins). The random numbers are not torchvision's: every draw is a pure function of (seed, epoch, sample
+index), so any loader resumes at any step without state, and torchvision and DALI carry out *the same* plan.
 
 Layout. Philox4x32-10 (:func:`ibvit.ops.noise.philox4x32`) with::
 
@@ -76,7 +76,7 @@ class Augmentation:
         return round(self.image_size * 256 / 224)
 
 
-class Plan(NamedTuple):
+class AugmentationPlan(NamedTuple):
     """For each of b images: cut ``window``, resize to ``size``, cut the square at ``offset``, mirror, apply ``ops``."""
 
     window: Ints  # [b, 4] top, left, height, width in the stored image
@@ -111,7 +111,7 @@ def shuffled(seed: int, epoch: int, count: int) -> Ints:
 
 
 def _windows(uniform: Floats, sizes: Ints) -> Ints:
-    """RandomResizedCrop's window from 22 uniforms an image: the first attempt that fits, else a central crop."""
+    """RandomResizedCrop's window from 22 uniforms per image: the first attempt that fits, else a central crop."""
     height, width = sizes[:, :1], sizes[:, 1:]
     attempts = uniform[:, : 2 * _ATTEMPTS].reshape(-1, _ATTEMPTS, 2)
     area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * attempts[:, :, 0])
@@ -150,7 +150,7 @@ def magnitudes(augmentation: Augmentation) -> Floats:
     return np.array([0, *geometric, factor, factor, factor, factor, bits, threshold, 0, 0])
 
 
-def train_plan(augmentation: Augmentation, seed: int, epoch: int, index: Ints, sizes: Ints) -> Plan:
+def train_plan(augmentation: Augmentation, seed: int, epoch: int, index: Ints, sizes: Ints) -> AugmentationPlan:
     """The augmentation of training images.
 
     Args:
@@ -168,7 +168,7 @@ def train_plan(augmentation: Augmentation, seed: int, epoch: int, index: Ints, s
     signs = np.ones((2, len(OPERATIONS)))
     signs[1, _SIGNED] = -1
     negative = (uniform[:, [24, 26]] < 0.5).astype(np.int64)[:, :ops]
-    return Plan(
+    return AugmentationPlan(
         window=_windows(uniform, sizes),
         size=np.full((count, 2), augmentation.image_size),
         offset=np.zeros((count, 2), dtype=np.int64),
@@ -178,7 +178,7 @@ def train_plan(augmentation: Augmentation, seed: int, epoch: int, index: Ints, s
     )
 
 
-def val_plan(augmentation: Augmentation, sizes: Ints) -> Plan:
+def val_plan(augmentation: Augmentation, sizes: Ints) -> AugmentationPlan:
     """Validation: the shorter side resized to ``augmentation.resize_size``, then the central square.
 
     Example:
@@ -189,7 +189,7 @@ def val_plan(augmentation: Augmentation, sizes: Ints) -> Plan:
     count = len(sizes)
     shorter = sizes.min(axis=1, keepdims=True)
     size = augmentation.resize_size * sizes // shorter
-    return Plan(
+    return AugmentationPlan(
         window=np.concatenate([np.zeros_like(sizes), sizes], axis=1),
         size=size,
         offset=np.rint((size - augmentation.image_size) / 2).astype(np.int64),

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ibvit.data.plans.augment import Augmentation, Ints, Plan, shuffled, train_plan, val_plan
+from ibvit.data.plans.augment import Augmentation, AugmentationPlan, Ints, shuffled, train_plan, val_plan
 
 
 class Schedule(Protocol):
@@ -26,12 +26,12 @@ class Schedule(Protocol):
         """RandAugment operations for each image."""
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
 
     def rows(self, epoch: int, step: int) -> Ints:
         """Sample indices of a step, ``[b]``."""
 
-    def plan(self, epoch: int, index: Ints, sizes: Ints) -> Plan:
+    def plan(self, epoch: int, index: Ints, sizes: Ints) -> AugmentationPlan:
         """What is done to samples ``index`` ``[b]`` whose stored images measure ``sizes`` ``[b, 2]``."""
 
 
@@ -81,7 +81,7 @@ class Training:
         first = step * self.global_batch + self.rank * self.batch
         return _order(self.seed, epoch, self.count)[first : first + self.batch]
 
-    def plan(self, epoch: int, index: Ints, sizes: Ints) -> Plan:
+    def plan(self, epoch: int, index: Ints, sizes: Ints) -> AugmentationPlan:
         return train_plan(self.augmentation, self.seed, epoch, index, sizes)
 
 
@@ -113,5 +113,5 @@ class Validation:
         first, end = self._share()
         return np.arange(first + step * self.batch, min(first + (step + 1) * self.batch, end))
 
-    def plan(self, epoch: int, index: Ints, sizes: Ints) -> Plan:
+    def plan(self, epoch: int, index: Ints, sizes: Ints) -> AugmentationPlan:
         return val_plan(self.augmentation, sizes)

@@ -15,7 +15,7 @@ class BuiltIn(Protocol):
 
     CLASSES: tuple[str, ...]
     TRAIN_SIZE: int
-    VERSION: int  # to be raised with any change of the images or labels: runs know their data set by it
+    VERSION: int  # to be raised with any change of the images or labels: runs identify their data set by it
 
     def training_images(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The TRAIN_SIZE images of an epoch and their labels, normalised."""

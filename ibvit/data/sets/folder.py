@@ -80,8 +80,8 @@ def folder_loaders(
     Args:
         image_size: side of the images that the model sees, pixels; validation first resizes the
             shorter side to 256/224 of it.
-        global_batch: training images a step, over all ranks.
-        eval_batch: validation images a step, on this rank.
+        global_batch: training images per step, over all ranks.
+        eval_batch: validation images per step, on this rank.
         seed: decides order and augmentation, together with the epoch.
         workers: processes (torchvision) or threads (DALI) that prepare images on this rank.
         loader: "dali", "torchvision", or "auto": DALI where it is installed.

@@ -94,5 +94,5 @@ def apply_recipe(config: TrainConfig) -> tuple[RunConfig, Recipe]:
         "beta_warmup_epochs": epochs / 10,
         "eval_every": recipe.eval_every,
     }
-    typed = {field.name: getattr(config, field.name) for field in fields(config)}
-    return RunConfig(**typed | {key: value for key, value in defaults.items() if typed[key] is None}), recipe
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    return RunConfig(**options | {key: value for key, value in defaults.items() if options[key] is None}), recipe

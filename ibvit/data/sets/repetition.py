@@ -1,10 +1,10 @@
 """Synthetic images whose class no patch can tell: does any texture occur more than once?
 
 An image is a grid of 36 patches, each one of 256 fixed random textures. In class "distinct" all 36 differ; in class
-"repeated" one of them stands at several random places. Training images have 4 to 24 copies (many copies make the task
-easy to discover); validation images have 6. Every single patch has the same distribution in both classes, so a
+"repeated" one of them stands at several random positions. Training images have 4 to 24 copies (many copies make the
+task easy to discover); validation images have 6. Every single patch has the same distribution in both classes, so a
 model without attention can only profit from the larger spread of a repeated patch's vote, which is little at 6 copies;
-a model with attention has to move information between patches. This is the smallest task that asks for the repetition
+a model with attention has to move information between patches. This is the smallest task that needs the repetition
 tag of the paper's first active heads (§4.2, Figs. 4-5).
 """
 
@@ -33,7 +33,7 @@ def images(count: int, seed: int, copies: tuple[int, int] = VAL_COPIES) -> tuple
     """``count`` images float32 ``[count, 3, 24, 24]`` of ±1 and their labels ``[count]``, every other one repeated.
 
     Args:
-        copies: fewest and most places of the repeated texture.
+        copies: fewest and most positions of the repeated texture.
 
     Example:
         >>> pixels, labels = images(4, seed=0)

@@ -36,27 +36,27 @@ function ticks(low, high, log) {
   return result;
 }
 
-/* A chart with axes. `x` and `y` are {low, high, log, label}; `place` turns data into pixels. */
+/* A chart with axes. `x` and `y` are {low, high, log, label}; `project` turns data into pixels. */
 function chart(width, height, x, y) {
   const left = 58, right = width - 12, top = 10, bottom = height - 38;
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}` });
   const share = (axis, value) => axis.log
     ? Math.log(value / axis.low) / Math.log(axis.high / axis.low) : (value - axis.low) / (axis.high - axis.low);
-  const place = (a, b) => [left + share(x, a) * (right - left), bottom - share(y, b) * (bottom - top)];
+  const project = (a, b) => [left + share(x, a) * (right - left), bottom - share(y, b) * (bottom - top)];
   svg.append(drawn("path", { class: "axis", fill: "none", d: `M${left} ${top}V${bottom}H${right}` }));
   for (const value of ticks(x.low, x.high, x.log)) {
-    const [at] = place(value, y.low);
+    const [at] = project(value, y.low);
     svg.append(drawn("path", { class: "axis", d: `M${at} ${bottom}v4` }));
     svg.append(drawn("text", { x: at, y: bottom + 16, "text-anchor": "middle" }, tidy(value)));
   }
   for (const value of ticks(y.low, y.high, y.log)) {
-    const [, at] = place(x.low, value);
+    const [, at] = project(x.low, value);
     svg.append(drawn("path", { class: "axis", d: `M${left} ${at}h-4` }));
     svg.append(drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, tidy(value)));
   }
   svg.append(drawn("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, x.label));
   svg.append(drawn("text", { x: -(top + bottom) / 2, y: 11, transform: "rotate(-90)", "text-anchor": "middle" }, y.label));
-  return { svg, place };
+  return { svg, project };
 }
 
 /* Numbers packed by report_data.pack and pack_rows. */

@@ -1,9 +1,9 @@
 "use strict";
 
-/* Two views of one state: which run, head, image and patch is chosen. Every choice draws what depends on it. */
+/* Two views of one state: which run, head, image and patch is selection. Every choice draws what depends on it. */
 
 const find = (id) => document.getElementById(id);
-const chosen = { run: 0, head: null, image: 0, patch: 0 };
+const selection = { run: 0, head: null, image: 0, patch: 0 };
 let data;
 
 async function read() {
@@ -12,18 +12,18 @@ async function read() {
   return JSON.parse(await new Response(stream).text());
 }
 
-const run = () => data.runs[chosen.run];
-const named = (entry) => `${entry.label} (seed ${entry.seed})`;
+const run = () => data.runs[selection.run];
+const titleOf = (entry) => `${entry.label} (seed ${entry.seed})`;
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 /* ---- choices ---- */
 
 function chooseRun(position) {
-  chosen.run = position;
+  selection.run = position;
   find("run").value = position;
   const { firing, details, accuracy, accuracyStd, nats, active } = run();
-  const known = firing ? Object.keys(firing.survival) : [];
-  chosen.head = Object.keys(details || {})[0] || known[0] || null; // the strongest comes first
+  const activeHeads = firing ? Object.keys(firing.survival) : [];
+  selection.head = Object.keys(details || {})[0] || activeHeads[0] || null; // the strongest comes first
   const spread = accuracyStd > 0 ? ` ± ${(100 * accuracyStd).toFixed(1)}` : "";
   find("run-facts").textContent = `accuracy ${(100 * accuracy).toFixed(1)}${spread} %` +
     (firing ? `, ${tidy(nats)} nats per patch, ${active} of ${firing.blocks * firing.heads} heads active` : "");
@@ -35,19 +35,19 @@ function chooseRun(position) {
 }
 
 function chooseHead(name) {
-  chosen.head = name;
+  selection.head = name;
   drawFiring();
   drawHead();
 }
 
 function chooseImage(position) {
-  chosen.image = Math.max(0, Math.min(data.images.length - 1, position));
+  selection.image = Math.max(0, Math.min(data.images.length - 1, position));
   drawImage();
 }
 
 function choosePatch(patch) {
-  if (patch === chosen.patch) return;
-  chosen.patch = patch;
+  if (patch === selection.patch) return;
+  selection.patch = patch;
   drawPatch();
 }
 
@@ -80,26 +80,26 @@ function drawSpectrum() {
   const accuracies = data.runs.flatMap((entry) => [-1, 1].map((side) => 100 * (entry.accuracy + side * entry.accuracyStd)));
   const margin = 0.1 * (Math.max(...accuracies) - Math.min(...accuracies)) + 0.5;
   const y = { low: Math.min(...accuracies) - margin, high: Math.max(...accuracies) + margin, label: "accuracy (%)" };
-  const { svg, place } = chart(560, 250, x, y);
+  const { svg, project } = chart(560, 250, x, y);
   data.runs.forEach((entry, position) => {
     const nats = entry.nats === null ? high * 5 : entry.hasKl ? Math.max(entry.nats, low / 3) : low / 5;
-    const [a, b] = place(nats, 100 * entry.accuracy), spread = 100 * entry.accuracyStd;
+    const [a, b] = project(nats, 100 * entry.accuracy), spread = 100 * entry.accuracyStd;
     if (spread > 0) {
-      const [, above] = place(nats, 100 * entry.accuracy + spread), [, below] = place(nats, 100 * entry.accuracy - spread);
+      const [, above] = project(nats, 100 * entry.accuracy + spread), [, below] = project(nats, 100 * entry.accuracy - spread);
       svg.append(drawn("path", { class: "axis", d: `M${a} ${above}V${below}` }));
     }
-    const label = `${named(entry)}: ${percent(entry.accuracy)}${entry.hasKl ? `, ${tidy(entry.nats)} nats per patch` : ""}`;
+    const label = `${titleOf(entry)}: ${percent(entry.accuracy)}${entry.hasKl ? `, ${tidy(entry.nats)} nats per patch` : ""}`;
     const dot = drawn("circle", { class: "point", cx: a, cy: b, r: 6, fill: entry.color });
-    svg.append(pressable(dot, label, position === chosen.run, () => keepFocus("#spectrum .point", position, () => chooseRun(position))));
+    svg.append(pressable(dot, label, position === selection.run, () => keepFocus("#spectrum .point", position, () => chooseRun(position))));
   });
   find("spectrum").replaceChildren(svg);
 }
 
-/* Redrawing replaces nodes; the keyboard user's place must survive it. */
+/* Redrawing replaces nodes; the keyboard focus must survive it. */
 function keepFocus(selector, position, act) {
-  const held = document.activeElement && document.activeElement.matches(selector);
+  const hadFocus = document.activeElement && document.activeElement.matches(selector);
   act();
-  if (held) document.querySelectorAll(selector)[position].focus();
+  if (hadFocus) document.querySelectorAll(selector)[position].focus();
 }
 
 function drawFiring() {
@@ -114,14 +114,14 @@ function drawFiring() {
   const names = Object.keys(firing.survival);
   const floor = Math.min(1e-2, ...names.flatMap((name) => firing.survival[name].filter((share) => share > 0)));
   const nats = firing.nats;
-  const { svg, place } = chart(400, 230,
+  const { svg, project } = chart(400, 230,
     { low: nats[0], high: nats[nats.length - 1], log: true, label: "x (nats per patch)" },
     { low: floor / 1.5, high: 1.2, log: true, label: "P(KL ≥ x)" });
   for (const name of names) {
     const points = nats.map((x, k) => [x, firing.survival[name][k]]).filter(([, share]) => share > 0);
     const line = drawn("polyline", {
-      points: points.map(([x, share]) => place(x, share).join()).join(" "), fill: "none",
-      stroke: name === chosen.head ? "#e3342f" : color, "stroke-width": name === chosen.head ? 2.5 : 1.2,
+      points: points.map(([x, share]) => project(x, share).join()).join(" "), fill: "none",
+      stroke: name === selection.head ? "#e3342f" : color, "stroke-width": name === selection.head ? 2.5 : 1.2,
     });
     line.append(drawn("title", {}, `head ${name}`));
     svg.append(line);
@@ -132,7 +132,7 @@ function drawFiring() {
     for (let head = 0; head < firing.heads; head++) {
       const name = `${block}.${head}`, on = names.includes(name);
       const cell = element("button", {
-        class: on ? "active" : null, disabled: on ? null : "", "data-head": name, "aria-pressed": name === chosen.head,
+        class: on ? "active" : null, disabled: on ? null : "", "data-head": name, "aria-pressed": name === selection.head,
         title: `${tidy(firing.mean[name])} nats per patch${details[name] ? "" : ", survival only"}`,
         onclick: () => { chooseHead(name); cells.querySelector(`[data-head="${name}"]`).focus(); },
       }, name);
@@ -157,18 +157,18 @@ function drawHead() {
   const box = find("head"), { firing, details } = run();
   box.replaceChildren();
   if (!firing) {
-    box.append(element("h2", {}, run().label), element("p", {}, "This run has no bottlenecks: nothing of its attention is measured."));
+    box.append(element("h2", {}, run().label), element("p", {}, "This run has no bottlenecks, so the information of its heads is not measured."));
     return;
   }
-  if (chosen.head === null) {
-    box.append(element("h2", {}, named(run())), element("p", {}, "No head is active: none spends more than 0.01 nats on any patch."));
+  if (selection.head === null) {
+    box.append(element("h2", {}, titleOf(run())), element("p", {}, "No head is active: none spends more than 0.01 nats on any patch."));
     return;
   }
-  const name = chosen.head, detail = details[name];
-  box.append(element("h2", {}, `Head ${name} of ${named(run())}`));
+  const name = selection.head, detail = details[name];
+  box.append(element("h2", {}, `Head ${name} of ${titleOf(run())}`));
   box.append(element("p", {}, `${tidy(firing.mean[name])} nats per patch, ${firing.latents[name]} latent dimensions in use.`));
   if (!detail) {
-    box.append(element("p", {}, "The patches, attention and responses of this run's strongest heads alone are in this file."));
+    box.append(element("p", {}, "This file holds patches, attention and responses of this run's strongest heads only."));
     return;
   }
   const sides = element("div", { class: "sides" });
@@ -188,10 +188,10 @@ function drawHead() {
   const row = element("div", { class: "firing" });
   row.append(element("figure", {}, element("h3", {}, "Response to copies of the patch"), copyPaste(detail)));
   const near = element("div", { id: "nearest" }, element("h3", {}, "Nearest heads by normalised mutual information"));
-  if (!detail.nearest.length) near.append("too little is said here to compare it");
+  if (!detail.nearest.length) near.append("this head sends too little to estimate its NMI");
   for (const { run: owner, head, nmi, stderr } of detail.nearest) {
     const entry = data.runs.find((candidate) => candidate.name === owner);
-    near.append(bar(`${named(entry)}, ${head}`, nmi, `${nmi.toFixed(2)} ± ${stderr.toFixed(2)}`, entry.color));
+    near.append(bar(`${titleOf(entry)}, ${head}`, nmi, `${nmi.toFixed(2)} ± ${stderr.toFixed(2)}`, entry.color));
   }
   row.append(near);
   box.append(row);
@@ -200,11 +200,11 @@ function drawHead() {
 function copyPaste({ copies, mu0, shift }) {
   const values = shift.flat(), margin = (list) => 0.05 * (Math.max(...list) - Math.min(...list)) + 1e-3;
   const range = (list) => ({ low: Math.min(...list) - margin(list), high: Math.max(...list) + margin(list) });
-  const { svg, place } = chart(330, 230, { ...range(mu0), label: "μ before" }, { ...range([0, ...values]), label: "shift of μ" });
+  const { svg, project } = chart(330, 230, { ...range(mu0), label: "μ before" }, { ...range([0, ...values]), label: "shift of μ" });
   copies.forEach((amount, k) => {
     const color = shade(data.palettes.nats, 0.8 - (0.6 * k) / Math.max(1, copies.length - 1));
     mu0.forEach((value, image) => {
-      const [x, y] = place(value, shift[k][image]);
+      const [x, y] = project(value, shift[k][image]);
       svg.append(drawn("circle", { cx: x, cy: y, r: 1.8, fill: color, "fill-opacity": 0.7 }));
     });
     svg.append(drawn("circle", { cx: 66 + 84 * k, cy: 6, r: 4, fill: color }));
@@ -222,8 +222,8 @@ function fillLayers() {
     select.value = pairs[0][0];
   };
   options(find("layer"), [["sum", kl ? "all heads" : "no bottlenecks"], ...(kl ? kl.heads.map((name) => [name, `head ${name}`]) : [])]);
-  const shown = Object.keys(attention || {});
-  options(find("attending"), shown.length ? shown.map((name) => [name, `head ${name}`]) : [["", "no head recorded"]]);
+  const heads = Object.keys(attention || {});
+  options(find("attending"), heads.length ? heads.map((name) => [name, `head ${name}`]) : [["", "no attention recorded"]]);
 }
 
 /* Nats of each patch in the chosen layer; null without bottlenecks. */
@@ -237,8 +237,8 @@ function layerOf(image, layer) {
 }
 
 function drawImage() {
-  const image = run().images[chosen.image], { index, label } = data.images[chosen.image];
-  [...find("images").children].forEach((node, k) => node.setAttribute("aria-selected", k === chosen.image));
+  const image = run().images[selection.image], { index, label } = data.images[selection.image];
+  [...find("images").children].forEach((node, k) => node.setAttribute("aria-selected", k === selection.image));
   const [best, share] = image.predicted[0];
   find("prediction").textContent = `true class: ${data.classes[label]}; predicted: ${data.classes[best]} (${percent(share)})`;
   const layer = find("layer").value, nats = layerOf(image, layer);
@@ -250,7 +250,7 @@ function drawImage() {
   }
   const chips = ["rank 1", "2-5", "6-10", "lower"].map((text, k) => element("span", { style: `--chip:${data.votes[k]}` }, text));
   frames.push(["Votes: rank of the patch's top class", picture(data.grid, { colors: (patch) => color(image.ranks[patch]) }), chips]);
-  if (find("attending").value) frames.push(["Attention of the patch", picture(data.grid), ["framed: the patch that looks"]]);
+  if (find("attending").value) frames.push(["Attention of the patch", picture(data.grid), ["framed: the patch whose attention is shown"]]);
   find("pictures").replaceChildren(...frames.map(([title, box, scale]) => {
     box.addEventListener("pointermove", (event) => choosePatch(patchAt(box, event)));
     box.addEventListener("pointerdown", (event) => choosePatch(patchAt(box, event)));
@@ -280,12 +280,12 @@ function movePatch(event) {
   const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
   if (!step) return;
   event.preventDefault();
-  const row = Math.floor(chosen.patch / columns) + step[0], column = (chosen.patch % columns) + step[1];
+  const row = Math.floor(selection.patch / columns) + step[0], column = (selection.patch % columns) + step[1];
   if (row >= 0 && row < rows && column >= 0 && column < columns) choosePatch(row * columns + column);
 }
 
 function drawPatch() {
-  const image = run().images[chosen.image], patch = chosen.patch, patches = data.grid[0] * data.grid[1];
+  const image = run().images[selection.image], patch = selection.patch, patches = data.grid[0] * data.grid[1];
   const boxes = [...find("pictures").querySelectorAll(".picture")];
   boxes.forEach((box) => box.mark(patch));
   const attending = find("attending").value;
@@ -315,7 +315,7 @@ function drawPatch() {
 /* ---- start ---- */
 
 function listen() {
-  find("run").append(...data.runs.map((entry, k) => element("option", { value: k }, named(entry))));
+  find("run").append(...data.runs.map((entry, k) => element("option", { value: k }, titleOf(entry))));
   find("run").addEventListener("change", (event) => chooseRun(Number(event.target.value)));
   for (const id of ["layer", "attending"]) find(id).addEventListener("change", drawImage);
   find("cells").addEventListener("keydown", moveCell);
@@ -331,7 +331,7 @@ function listen() {
   }, picture(data.grid, { image: data.pictures[index] }))));
   find("images").addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (step) { event.preventDefault(); chooseImage(chosen.image + step); }
+    if (step) { event.preventDefault(); chooseImage(selection.image + step); }
   });
 }
 

@@ -27,7 +27,7 @@ def backward_kernel(
     d_update: tl.tensor,  # [B·N, C]
     d_kl: tl.tensor,  # [B, H, N] float32
     y: tl.tensor,  # [B·N, H·D]
-    weights: tl.tensor,  # [H, W1 | W2 | W3 | merged]
+    weights: tl.tensor,  # [H, W1 | W2 | W3 | merged], merged = W4 Woᵀ
     biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the bias of the output [CP]
     key: tl.tensor,  # [3] int64: seed, step, first sample
     d_y: tl.tensor,  # [B·N, H·D], out if INPUT

@@ -11,7 +11,7 @@ from ibvit_kernels.bottleneck.arithmetic import LOG2E, gelu, standard_normal
 @triton.jit(do_not_specialize=["block", "rows", "tokens"])
 def forward_kernel(
     y: tl.tensor,  # [B·N, H·D]
-    weights: tl.tensor,  # [H, W1 | W2 | W3 | merged]
+    weights: tl.tensor,  # [H, W1 | W2 | W3 | merged], merged = W4 Woᵀ
     biases: tl.tensor,  # float32: [H, b1 | b2 | b3], then the bias of the output [CP]
     key: tl.tensor,  # [3] int64: seed, step, first sample
     update: tl.tensor,  # [B·N, C], out

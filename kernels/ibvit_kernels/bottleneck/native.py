@@ -17,7 +17,7 @@ from ibvit_kernels.bottleneck import Gradients, Inner, Packed, Parameters, Sizes
 
 
 class Shape(Sizes):
-    """The sizes of one block, and the layout that follows for the library."""
+    """The sizes of one block (`sizes` in `ibvit.ops.contracts`), and the layout that follows for the library."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ def _dense(params: Parameters) -> Parameters:
 
 
 def call(name: str, instruction_set: str | None, shape: Shape, *arguments: object) -> None:
-    """Run `ibvit_bottleneck_<name>` on torch's number of threads."""
+    """Run `ibvit_bottleneck_<name>` of csrc/bottleneck/bottleneck.cpp on torch's number of threads."""
     function = getattr(library.load(), f"ibvit_bottleneck_{name}")
     index = library.instruction_set_index(instruction_set)
     library.check(function(library.BottleneckSizes(*shape), *arguments, torch.get_num_threads(), index))

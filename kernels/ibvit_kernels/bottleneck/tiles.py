@@ -16,7 +16,7 @@ DOT = 16  # the least extent of a tensor-core product
 
 
 class Shape(Sizes):
-    """The sizes of one block, and the layout that follows for the Triton kernels."""
+    """The sizes of one block (`sizes` in `ibvit.ops.contracts`), and the layout that follows for the Triton kernels."""
 
     __slots__ = ()
 

@@ -62,7 +62,7 @@ class Mixture:
             self._offset.append(offset.value)
             self._dims.append(dims)
 
-    def bytes_a_thread(self, channel: Sequence[int], pairs: int) -> int:
+    def bytes_per_thread(self, channel: Sequence[int], pairs: int) -> int:
         """Bytes per thread that `log_sums` allocates at most, for these columns and so many pairs."""
         width, rows = sum(self._dims[k] for k in channel), len(channel) + pairs
         operands = _SAMPLES_PER_THREAD * (4 * width + 4 * len(channel) + 8 * rows)
@@ -99,7 +99,7 @@ class Mixture:
 
         Raises:
             ValueError: shapes or types differ from that; no such instruction set.
-            MemoryError: no room for the workspace, see `bytes_a_thread`.
+            MemoryError: no room for the workspace, see `bytes_per_thread`.
         """
         columns, samples = len(u), len(u[0])
         dims = [self._dims[k] for k in channel]

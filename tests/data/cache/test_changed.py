@@ -77,15 +77,15 @@ def test_pictures_in_memory_of_changed_images_are_not_used(make_tree):
 def test_packing_makes_changed_packs_again_and_keeps_others(make_tree, capsys):
     root = make_tree()
     packs = pack_tree(root, workers=2)
-    numbers = [os.stat(pack.place).st_ino for pack in packs]
-    assert [os.stat(pack.place).st_ino for pack in pack_tree(root, workers=2)] == numbers
+    numbers = [os.stat(pack.pack_dir).st_ino for pack in packs]
+    assert [os.stat(pack.pack_dir).st_ino for pack in pack_tree(root, workers=2)] == numbers
     capsys.readouterr()
     blacken(root / "train")
     train, val = pack_tree(root, workers=2)
     assert "train has changed since it was packed" in (out := capsys.readouterr().out)
     assert out.count("it is made again") == 1
     assert train.pixels(3).max() == 0
-    assert os.stat(val.place).st_ino == numbers[1]
+    assert os.stat(val.pack_dir).st_ino == numbers[1]
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "pack"
 
 
@@ -107,7 +107,7 @@ def test_mended_files_are_packed_again(make_tree, capsys, monkeypatch, how):
             closed.setattr("ibvit.data.files.images.open", deny, raising=False)
         pack, _ = pack_tree(root, workers=1)
         assert list(np.flatnonzero(pack.state == 2)) == [3]
-        assert "train.pack: 1 broken, others take their place; if you mend them, pack again" in capsys.readouterr().out
+        assert "train.pack: 1 broken, neighbours replace them; if you mend them, pack again" in capsys.readouterr().out
         pack_tree(root, workers=1)
         assert "made again" not in capsys.readouterr().out
     if how == "written anew":
@@ -129,7 +129,7 @@ def test_moving_and_copying_with_times_kept_change_nothing(make_tree, tmp_path, 
 def test_one_pack_without_the_other_is_not_used(make_tree, caplog):
     root = make_tree()
     _, val = pack_tree(root, workers=2)
-    shutil.rmtree(val.place)
+    shutil.rmtree(val.pack_dir)
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "ram"
     assert "packs on disk are not used" in caplog.text
 
@@ -148,10 +148,10 @@ def test_a_damaged_pack_is_one_line_and_is_made_again(make_tree, caplog, capsys,
     root = make_tree(train=2, val=1)
     train, _ = pack_tree(root, workers=2)
     expected = np.array(train.pixels(1))
-    damage(train.place / name)
+    damage(train.pack_dir / name)
     folder = train.folder
     with pytest.raises(PackError, match=r"train\.pack: expected a pack of .*train, it is damaged"):
-        Pack(train.place, folder)
+        Pack(train.pack_dir, folder)
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "ram"
     assert len(caplog.records) == 1
     again, _ = pack_tree(root, workers=2)
@@ -162,7 +162,7 @@ def test_a_damaged_pack_is_one_line_and_is_made_again(make_tree, caplog, capsys,
 def test_a_pack_of_an_earlier_version_is_made_again(make_tree):
     root = make_tree(train=2, val=1)
     train, _ = pack_tree(root, workers=1)
-    (train.place / "folder.json").write_text(json.dumps({"root": "x", "paths_sha256": "y", "classes": []}))
+    (train.pack_dir / "folder.json").write_text(json.dumps({"root": "x", "paths_sha256": "y", "classes": []}))
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "ram"
     pack_tree(root, workers=1)
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "pack"
@@ -200,7 +200,7 @@ def test_what_is_no_pack_is_never_removed(make_tree, tmp_path, kind):
 def test_a_strangers_pack_is_not_used(make_tree, caplog, give_away):
     root = make_tree(train=2, val=1)
     packs = pack_tree(root, workers=1)
-    give_away(packs[0].place)
+    give_away(packs[0].pack_dir)
     assert cached(*scan_tree(root), "auto", CPU, "torchvision").cache == "ram"
     assert "expected a pack that only this user or the owner of" in caplog.text
 
@@ -248,8 +248,8 @@ def test_a_pack_on_disk_is_as_private_as_the_images(make_tree, tmp_path, umask, 
         pack, _ = pack_tree(root, workers=1)
     finally:
         os.umask(before)
-    assert pack.place.stat().st_mode & 0o777 == mode
-    assert {path.stat().st_mode & 0o777 for path in pack.place.iterdir()} == {mode & 0o666 & ~0o022}
+    assert pack.pack_dir.stat().st_mode & 0o777 == mode
+    assert {path.stat().st_mode & 0o777 for path in pack.pack_dir.iterdir()} == {mode & 0o666 & ~0o022}
 
 
 def test_a_pack_that_cannot_be_made_leaves_nothing(folder, tmp_path, monkeypatch):

@@ -42,9 +42,9 @@ def test_nobody_else_can_enter_whatever_the_umask(folder, umask):
         pack = opened(folder)
     finally:
         os.umask(before)
-    assert pack.place.parent.parent == shared.HOME
-    assert [path.stat().st_mode & 0o777 for path in (pack.place.parent, pack.place)] == [0o700, 0o700]
-    assert modes(pack.place) == {0o600}
+    assert pack.pack_dir.parent.parent == shared.HOME
+    assert [path.stat().st_mode & 0o777 for path in (pack.pack_dir.parent, pack.pack_dir)] == [0o700, 0o700]
+    assert modes(pack.pack_dir) == {0o600}
 
 
 def foreign(place):
@@ -72,11 +72,11 @@ STRANGERS = [
 @pytest.mark.parametrize("make", STRANGERS, ids=["foreign", "entered by others", "link", "file", "broken link"])
 def test_a_strangers_folder_of_our_name_is_passed_over(folder, make):
     ours = opened(folder)
-    planted = ours.place.relative_to(shared.HOME)
+    planted = ours.pack_dir.relative_to(shared.HOME)
     ours.fill(workers=1)
     expected = np.array(ours.pixels(0))
     copy = shared.HOME / "planted"
-    shutil.copytree(ours.place, copy)
+    shutil.copytree(ours.pack_dir, copy)
     del ours
     gc.collect()
     shutil.rmtree(shared.HOME / f"ibvit-{USER}")
@@ -89,11 +89,11 @@ def test_a_strangers_folder_of_our_name_is_passed_over(folder, make):
     before = sorted(path for path in shared.HOME.rglob("*") if path.name != "lock")
     remove_abandoned()
     pack = opened(folder)
-    assert pack.place.parent.name == f"ibvit-{USER}-3"
+    assert pack.pack_dir.parent.name == f"ibvit-{USER}-3"
     assert not pack.state.any()
     np.testing.assert_array_equal(pack.pixels(0), expected)
     assert occupied(folder, contents(folder)) > 0
-    assert opened(folder).place == pack.place
+    assert opened(folder).pack_dir == pack.pack_dir
     del pack
     gc.collect()
     remove_abandoned()
@@ -104,7 +104,7 @@ def test_our_folder_is_found_again_when_the_stranger_has_gone(folder):
     entered_by_others(shared.HOME / f"ibvit-{USER}")
     pack = opened(folder)
     (shared.HOME / f"ibvit-{USER}").rmdir()
-    assert opened(folder).place == pack.place
+    assert opened(folder).pack_dir == pack.pack_dir
 
 
 def in_a_process(work):
@@ -136,20 +136,20 @@ def test_what_a_maker_left_that_was_killed_is_removed_by_the_next(folder, monkey
     assert len(list(own.iterdir())) == 2  # the lock and the half
     pack = opened(folder)
     remove_abandoned()
-    assert list(own.iterdir()) == [pack.place]
+    assert list(own.iterdir()) == [pack.pack_dir]
 
 
 @pytest.mark.parametrize("name", ["sizes.npy", "state.npy", "pixels.bin", "folder.json"])
 def test_half_a_pack_is_no_endless_loop(folder, name):
     pack = opened(folder)
-    place, kept = pack.place, pack.place.with_name("kept")
+    place, kept = pack.pack_dir, pack.pack_dir.with_name("kept")
     shutil.copytree(place, kept)
     del pack
     gc.collect()
     kept.rename(place)
     (place / name).unlink()
     pack = opened(folder)
-    assert (pack.place, pack.state.any()) == (place, False)
+    assert (pack.pack_dir, pack.state.any()) == (place, False)
     assert pack.pixels(3).any()
     half = place.with_name("half")
     shutil.copytree(place, half)
@@ -161,12 +161,12 @@ def test_half_a_pack_is_no_endless_loop(folder, name):
 
 def test_a_pack_that_was_replaced_is_not_removed_by_who_had_the_first(folder):
     first = opened(folder)
-    first.place.rename(first.place.with_name("elsewhere"))
+    first.pack_dir.rename(first.pack_dir.with_name("elsewhere"))
     second = opened(folder)
     del first
     gc.collect()
-    assert second.place.exists()
-    assert opened(folder).place == second.place
+    assert second.pack_dir.exists()
+    assert opened(folder).pack_dir == second.pack_dir
 
 
 def test_two_runs_in_too_little_memory_end_in_a_line(make_tree, small_disk, monkeypatch, caplog):
@@ -202,7 +202,7 @@ def _fill(folder, ready, done):
     pack = opened(folder)
     pack.fill(workers=1)
     ready.wait()
-    done.put((str(pack.place), int(pack.state.sum()), int(pack.pixels(7).sum())))
+    done.put((str(pack.pack_dir), int(pack.state.sum()), int(pack.pixels(7).sum())))
     ready.wait()
 
 
@@ -249,11 +249,11 @@ def test_a_sparse_copy_of_a_pack_on_a_full_disk_is_read_only(full_tree, tmp_path
     pack.pixels(3)
     copy = disk_pack(train)
     copy.mkdir()
-    for path in pack.place.iterdir():
+    for path in pack.pack_dir.iterdir():
         if path.name != "pixels.bin":
             shutil.copy(path, copy)
     with open(copy / "pixels.bin", "wb") as file:
-        file.truncate((pack.place / "pixels.bin").stat().st_size)
+        file.truncate((pack.pack_dir / "pixels.bin").stat().st_size)
     np.save(copy / "state.npy", np.zeros(len(train), dtype=np.uint8))
     sparse = making.open_disk_pack(train, contents(train))
     assert all(sparse.pixels(index).any() for index in range(len(train)))

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_memory_is_shared_and_given_back(folder):
     sizes = measure(folder)
     first = memory_pack(folder, contents(folder), sizes)
-    place = first.place
+    place = first.pack_dir
     first.pixels(5)
     second = memory_pack(folder, contents(folder), sizes)
     assert second.state[5] == 1
@@ -46,7 +46,7 @@ def killed_with_a_pack(folder):
     if not child:
         pack = memory_pack(folder, contents(folder), measure(folder))
         pack.pixels(5)
-        os.write(write_end, str(pack.place).encode())
+        os.write(write_end, str(pack.pack_dir).encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     return Path(os.read(read_end, 1000).decode())
@@ -56,7 +56,7 @@ def test_what_a_killed_run_left_is_used_again(folder):
     place = killed_with_a_pack(folder)
     assert occupied(folder, contents(folder)) > 0
     pack = memory_pack(folder, contents(folder), measure(folder))
-    assert pack.place == place
+    assert pack.pack_dir == place
     assert pack.state[5] == 1
     del pack
     gc.collect()
@@ -77,7 +77,7 @@ def test_what_a_killed_run_left_counts_as_room(make_tree, monkeypatch):
 
 def test_what_a_killed_run_left_is_removed_by_a_run_on_other_files(folder):
     place = killed_with_a_pack(folder)
-    remove_abandoned(kept=[(folder, contents(folder))])
+    remove_abandoned(exceptions=[(folder, contents(folder))])
     assert place.exists()
     used = memory_pack(folder, contents(folder), measure(folder))
     remove_abandoned()

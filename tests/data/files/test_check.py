@@ -23,7 +23,7 @@ def test_broken_and_odd_files_are_named(make_tree, plant, capsys):
         "b08_one_pixel.JPEG: odd: only 1 × 1 pixels",
     ]
     assert lines[-2].endswith(
-        "train: 32 images of 2 classes; 7 broken (another would take their place), 4 odd, 1 grey (both are used)"
+        "train: 32 images of 2 classes; 7 broken (neighbours would replace them), 4 odd, 1 grey (both are used)"
     )
 
 

@@ -13,7 +13,7 @@ from ibvit.data.cache.pack import measure
 from ibvit.data.files import bad_files
 from ibvit.data.files.bad_files import BadFiles, NoImageError, nearest_readable
 from ibvit.data.files.check import check_tree
-from ibvit.data.files.imagenet100 import _place
+from ibvit.data.files.imagenet100 import _link_or_copy
 from ibvit.data.files.images import MAX_BYTES, BadImageError, read, stored_size
 from ibvit.data.files.tree import scan, scan_tree
 from ibvit.data.sets.folder import folder_loaders
@@ -73,7 +73,7 @@ def test_epochs_pass_over_them_and_name_each_once(make_tree, caplog, kind, cache
         assert len(list(made.train.epoch(epoch))) == 1
     made.train.close()
     made.val.close()
-    named = [record.getMessage() for record in caplog.records if "takes its place" in record.getMessage()]
+    named = [record.getMessage() for record in caplog.records if "replaces it" in record.getMessage()]
     assert sorted(line.split("/")[-1].split(": ")[0] for line in named) == sorted(expected)
 
 
@@ -90,7 +90,7 @@ def test_packing_passes_over_them(make_tree, capsys):
 def test_imagenet_100_copies_files_only(tmp_path):
     (tmp_path / "zeros.JPEG").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"imagenet: expected a file to copy at .*zeros.JPEG, got: a device"):
-        _place(tmp_path / "zeros.JPEG", tmp_path / "copy.JPEG", "copy")
+        _link_or_copy(tmp_path / "zeros.JPEG", tmp_path / "copy.JPEG", "copy")
     assert not (tmp_path / "copy.JPEG").exists()
 
 

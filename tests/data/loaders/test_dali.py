@@ -84,7 +84,7 @@ def test_an_epoch_survives_twelve_kinds_of_trouble(make_tree, plant, caplog, kin
     assert len(batches) == 3 * (32 // 8)
     assert all(torch.isfinite(batch.images).all() for batch in batches)
     broken = sorted(name for name, picture in fates.items() if not picture)
-    named = [record.getMessage() for record in caplog.records if "takes its place" in record.getMessage()]
+    named = [record.getMessage() for record in caplog.records if "replaces it" in record.getMessage()]
     assert sorted(message.split(":")[0].rsplit("/", 1)[1] for message in named) == broken
     assert made.bad.replaced >= len(broken)
     shown = torch.cat([batch.index for batch in batches])
