@@ -14,7 +14,7 @@ import torch
 from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
-from ibvit.files import lock
+from ibvit.files import InUseError, lock
 from ibvit.models import VisionTransformer, create_model
 from ibvit.models.sources import read_source
 from ibvit.models.weights import load_source
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Path:
         tracker_entry(run.track)  # a package that is missing is found before anything is written
     with ExitStack() as stack:
         processes = stack.enter_context(Processes.from_environment(run.device))
-        if processes.is_main and run_dir.exists():
+        if had_folder := processes.is_main and run_dir.exists():
             stack.enter_context(lock(run_dir, LOCK, "out"))
         paths = _checkpoints(run)
         make_deterministic(run.seed)
@@ -81,9 +81,8 @@ def train(config: TrainConfig) -> Path:
         if is_new:
             check_patches(run.image_size, model)
         trainer = Trainer(model, data, run, processes)
-        if (usable := first_usable(paths, trainer.check_state)) is not None:
-            log.info("resuming from %s", usable[0])
-            trainer.load_state_dict(usable[1])
+        if (resumed := first_usable(paths, trainer.load_state_dict)) is not None:
+            log.info("resuming from %s", resumed[0])
         writer = None
         if identity is not None:
             details: dict[str, Any] = {
@@ -93,9 +92,11 @@ def train(config: TrainConfig) -> Path:
                 "world_size": processes.world_size,
                 **both_betas(run, model.channels),
             }
-            if not run_dir.exists():
-                run_dir.mkdir(parents=True)
+            if not had_folder:
+                run_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(run_dir, LOCK, "out"))
+                if (run_dir / CONFIG).exists():  # another process was faster
+                    raise InUseError(f"out: another process has begun a run in {run_dir} meanwhile; start again")
             write_config(run_dir, run, details)
             writer = MetricsWriter(run_dir, run.track)
             stack.callback(writer.close)
@@ -127,6 +128,8 @@ def _checkpoints(config: RunConfig) -> list[Path]:
     has_run, own = (run_dir / CONFIG).exists(), checkpoints(folder)
     if own and not has_run:
         raise ValueError(f"out: {run_dir} holds checkpoints of a run but no {CONFIG}; give another --out")
+    if not own and (run_dir / MODEL).exists() and config.resume in ("auto", "none"):
+        raise ValueError(f"out: {run_dir} holds weights of a run but no checkpoint to resume from; give another --out")
     if has_run and config.resume == "none":
         raise ValueError(f"out: {run_dir} holds a run already; resume it (--resume auto) or give another --out")
     if has_run:
