@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LoaderName = Literal["auto", "dali", "torchvision"]
 CacheName = Literal["auto", "gpu", "ram", "off"]
@@ -101,6 +103,8 @@ class TrainConfig:
     """Also send options and metrics to TensorBoard (in the run folder), Weights & Biases, or trackio."""
 
     def __post_init__(self) -> None:
+        if problem := wrong_type(vars(self)):
+            raise TypeError(problem)
         at_least = {
             "beta": 0, "seed": 0, "min_lr": 0, "weight_decay": 0, "beta_warmup_epochs": 0, "warmup_epochs": 0,
             "latent_dim": 1, "hidden_dim": 1, "image_size": 1, "epochs": 1, "batch_size": 1, "accumulate": 1,
@@ -162,6 +166,41 @@ class RunConfig(TrainConfig):
             raise ValueError(f"min_lr: expected at most lr = {self.lr:g}, got {self.min_lr:g}")
 
 
+def wrong_type(options: Mapping[str, object], needed: Sequence[str] = ()) -> str | None:
+    """What is wrong with the types of options, such as those that a file holds; None if nothing is.
+
+    Args:
+        needed: options that must be among them.
+
+    Example:
+        >>> wrong_type({"beta": "high"}), wrong_type({"beta": 1.0})
+        ("beta: expected float, got 'high'", None)
+    """
+    for name, hint in get_type_hints(TrainConfig).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value = options.get(name)
+        if name not in options:
+            if name in needed:
+                return f"{name}: expected {_name(kinds)}, got nothing"
+        elif not any(_is_of(value, kind) for kind in kinds):
+            return f"{name}: expected {_name(kinds)}, got {value!r}"
+    return None
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    wider: dict[Any, Any] = {float: Real, int: Integral, Path: (str, Path)}
+    return isinstance(value, wider.get(kind, kind))
+
+
+def _name(kinds: Sequence[Any]) -> str:
+    names = [" or ".join(map(repr, get_args(kind))) or kind.__name__ for kind in kinds if kind is not NoneType]
+    return " or ".join(names)
+
+
 # What may differ when a run is resumed: where and how it runs, not what it computes.
 _FREE = {
     "out", "device", "impl", "compile", "cuda_graph", "max_steps", "loader", "cache", "workers", "eval_every",
@@ -194,11 +233,20 @@ def told_apart(runs: Sequence[Mapping[str, object]]) -> list[str]:
     Example:
         >>> told_apart([{"beta": 1.0, "latent_dim": 32, "seed": 0}, {"beta": 1.0, "latent_dim": 8, "seed": 1}])
         ['latent dim 32', 'latent dim 8']
+        >>> told_apart([{"pretrained": "a/vit.pth"}, {"pretrained": "b/vit.pth"}])
+        ['pretrained a/vit.pth', 'pretrained b/vit.pth']
     """
     default = as_dict(TrainConfig())  # of options that an earlier edition did not have
     options = [{name: run.get(name, default[name]) for name in default if name not in _FREE | _NAMED} for run in runs]
     differing = [name for name in options[0] if len({str(each[name]) for each in options}) > 1]
-    return [", ".join(f"{name.replace('_', ' ')} {_short(each[name])}" for name in differing) for each in options]
+    shown = {name: [_short(each[name]) for each in options] for name in differing}
+    for name, values in shown.items():  # two files of one name are told apart by their folders
+        if len(set(map(str, values))) < len({str(each[name]) for each in options}):
+            shown[name] = [each[name] for each in options]
+    return [
+        ", ".join(f"{name.replace('_', ' ')} {values[number]}" for name, values in shown.items())
+        for number in range(len(options))
+    ]
 
 
 def _short(value: object) -> object:

@@ -55,15 +55,15 @@ def read_config(folder: Path, argument: str = "run") -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, up to the first that is not whole; none if there is no file."""
+    """The lines of ``metrics.jsonl``, up to the first that is not a whole line of a run; none if there is no file."""
     path = folder / METRICS
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(line, dict):
+        if not isinstance(line, dict) or not all(type(line.get(name)) is int for name in ("epoch", "step")):
             break
         lines.append(line)
     return lines

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from ibvit import run_folder
 from ibvit.config import RunConfig, conflicts
-from ibvit.training.run import stored_config
+from ibvit.training.run import check_same_run, stored_config
 
 FIRST_EDITION = Path(__file__).parent / "run_of_the_first_edition"  # config.json and metrics.jsonl as 0.1.0 wrote them
 
@@ -18,8 +19,9 @@ FIRST_EDITION = Path(__file__).parent / "run_of_the_first_edition"  # config.jso
 def test_a_cut_last_line_of_the_metrics_is_left_out(tmp_path: Path) -> None:
     assert run_folder.read_metrics(tmp_path) == []
     whole = (FIRST_EDITION / run_folder.METRICS).read_text()
-    for end in ('{"epoch": 5, "tr', "null\n"):
-        (tmp_path / run_folder.METRICS).write_text(whole + end)
+    hostile = ("{}", '{"epoch": "x", "step": 1}', '{"epoch": 0}', "[" * 100_000, "\xff\xfe")
+    for end in ('{"epoch": 5, "tr', "null\n", *hostile):
+        (tmp_path / run_folder.METRICS).write_bytes((whole + end).encode("latin-1"))
         assert run_folder.read_metrics(tmp_path) == [json.loads(line) for line in whole.splitlines()]
 
 
@@ -88,3 +90,21 @@ def test_what_runs_has_no_option_open(tmp_path: Path) -> None:
     (tmp_path / run_folder.CONFIG).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"^run: .*config\.json lacks recipe$"):
         stored_config(tmp_path)
+
+
+@pytest.mark.parametrize("option", [field.name for field in fields(RunConfig) if field.name != "out"])
+def test_an_option_of_another_type_is_named(option: str, tmp_path: Path) -> None:
+    content = run_folder.read_config(FIRST_EDITION)
+    for value in ([1], {}):
+        (tmp_path / run_folder.CONFIG).write_text(json.dumps(content | {option: value}))
+        with pytest.raises(ValueError, match=rf"^run: .*config\.json holds {option}: expected "):
+            stored_config(tmp_path)
+
+
+@pytest.mark.parametrize("versions", [None, [], "x", {}])
+def test_versions_that_are_none_are_unknown(versions: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = run_folder.read_config(FIRST_EDITION)
+    config = stored_config(FIRST_EDITION)
+    (tmp_path / run_folder.CONFIG).write_text(json.dumps(content | {"versions": versions}))
+    check_same_run(tmp_path, config)
+    assert "was started with torch unknown" in caplog.text

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ibvit import run_folder
 from ibvit.arguments import one_line
-from ibvit.config import told_apart
+from ibvit.config import told_apart, wrong_type
 from ibvit.kinds import KINDS, Kind, KindName
 from ibvit.models import kl as kl_accounting
 from ibvit.models.storage import fingerprint_of
@@ -94,13 +94,37 @@ def record_command(run: Path, options: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+_PARTS = {"arrays": dict, "progress": dict, "complete": bool}
+_PARTS_IN_THE_END = {"weights_sha256": str, "data_sha256": str, "classes": list, "heads": list, "model": dict}
+
+
+def read_meta(path: Path, otherwise: str) -> dict[str, Any]:
+    """``records.json``; parts that a reader of this schema takes are there and of their type.
+
+    Args:
+        otherwise: what the error says if there is no such file.
+
+    Raises:
+        RecordsError: there is none, or it is damaged.
+    """
     try:
-        return json.loads(path.read_text())
+        meta = json.loads(path.read_text())
     except FileNotFoundError:
         raise RecordsError(otherwise) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordsError(f"{path} is damaged ({error})") from None
+    if not isinstance(meta, dict):
+        raise RecordsError(f"{path} is damaged (expected an object, got a {type(meta).__name__})")
+    if meta.get("schema") == SCHEMA:
+        parts = _PARTS | (_PARTS_IN_THE_END if meta.get("complete") is True else {})
+        wrong = [name for name, kind in parts.items() if not isinstance(meta.get(name), kind)]
+        wrong += [name for name in ("options", "weights") if not isinstance(meta.get(name, {}), dict)]
+        for name, spec in meta["arrays"].items() if not wrong else ():
+            if not isinstance(spec, dict) or not {"shape", "dtype"} <= set(spec):
+                wrong.append(f"arrays.{name}")
+        if wrong:
+            raise RecordsError(f"{path} is damaged (its part {wrong[0]} is missing or not what it should be)")
+    return meta
 
 
 def _has_digest(path: Path, digest: str) -> bool:
@@ -133,12 +157,15 @@ class Records:
         except ValueError as error:
             raise RecordsError(str(error)) from error
         missing = f"{run} has no records: run `ibvit record --run {run}`"
-        meta = _read_json(run / run_folder.RECORDS / "records.json", missing)
-        again = f"run `{record_command(run, meta.get('options', {}))}`"
+        meta = read_meta(run / run_folder.RECORDS / "records.json", missing)
+        options = meta.get("options")
+        again = f"run `{record_command(run, options if isinstance(options, dict) else {})}`"
         if meta.get("schema") != SCHEMA:
             raise RecordsError(f"{run}/records has schema {meta.get('schema')!r}, expected {SCHEMA!r}: {again}")
         if not meta["complete"]:
             raise RecordsError(f"{run}/records is unfinished: {again} to resume where it stopped")
+        if problem := wrong_type(config, needed=("attention", "beta", "seed", "data")):
+            raise RecordsError(f"{run / run_folder.CONFIG}: {problem}")
         weights = run / run_folder.MODEL
         if weights.is_file() and not _has_digest(weights, meta["weights_sha256"]):
             step = meta.get("weights", {}).get("step")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ibvit import run_folder
-from ibvit.analysis.records import AXES, SCHEMA, UNITS, checksum
+from ibvit.analysis.records import AXES, SCHEMA, UNITS, RecordsError, checksum, read_meta
 from ibvit.data.files.room import reserve, writing
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,16 @@ class RecordsWriter:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "records.json"
         fresh = {"schema": SCHEMA, **meta}
-        old = json.loads(path.read_text()) if path.is_file() else {}
-        whole = all(_is_whole(self.folder / f"{name}.npy", spec) for name, spec in old.get("arrays", {}).items())
+        old: dict[str, Any] = {}
+        if path.is_file():
+            try:
+                old = read_meta(path, "")
+            except RecordsError as error:
+                logger.warning("%s: it is recorded anew", error)
         differing = sorted(key for key, value in fresh.items() if old.get(key) != value)
+        whole = "schema" not in differing and all(
+            _is_whole(self.folder / f"{name}.npy", spec) for name, spec in old["arrays"].items()
+        )
         more = (
             bool(old.get("complete")) and differing == ["options"] and _covers(old.get("options", {}), fresh["options"])
         )

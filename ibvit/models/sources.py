@@ -55,7 +55,7 @@ def read_state_dict(path: str | Path, argument: str = "path") -> dict[str, Tenso
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = arguments.one_line(error)
+        reason = arguments.one_line(str(error).partition(" In PyTorch")[0])  # it goes on to advise running the code
         raise ValueError(f"{argument}: {path} is damaged or not a checkpoint of tensors ({reason})") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibvit.arguments import one_line
 from ibvit.errors import CheckpointError
 from ibvit.files import written_aside
 from ibvit.models.storage import add_tensor
@@ -88,8 +89,8 @@ def checkpoints(directory: Path) -> list[Path]:
     return [path for path in (directory / LAST, directory / PREVIOUS) if path.exists()]
 
 
-def first_usable(paths: Sequence[Path], check: Callable[[dict[str, Any]], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The first checkpoint that can be read and that ``check`` lets pass; None if there are no paths.
+def first_usable(paths: Sequence[Path], load: Callable[[dict[str, Any]], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The first checkpoint that can be read and that ``load`` takes; None if there are no paths.
 
     Raises:
         CheckpointError: there are checkpoints, but none is usable; says why the first is not.
@@ -99,9 +100,9 @@ def first_usable(paths: Sequence[Path], check: Callable[[dict[str, Any]], None])
         try:
             state = read_checkpoint(path)
             try:
-                check(state)
-            except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
-                reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                load(state)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
                 raise CheckpointError(f"checkpoint: {path} does not fit this run: {reason}") from error
         except CheckpointError as error:
             if path != paths[-1]:

@@ -85,10 +85,8 @@ def train(config: TrainConfig) -> Path:
         if is_new:
             check_patches(run.image_size, model)
         trainer = Trainer(model, data, run, processes)
-        if (checkpoint := first_usable(paths, trainer.check_state)) is not None:
-            path, state = checkpoint
-            log.info("resuming from %s", path)
-            trainer.load_state_dict(state)
+        if (resumed := first_usable(paths, trainer.load_state_dict)) is not None:
+            log.info("resuming from %s", resumed[0])
         writer = None
         if identity is not None:
             details: dict[str, Any] = {
@@ -139,6 +137,8 @@ def _checkpoints(config: RunConfig) -> list[Path]:
     has_run, own = (run_dir / CONFIG).exists(), checkpoints(folder)
     if own and not has_run:
         raise ValueError(f"out: {run_dir} holds checkpoints of a run but no {CONFIG}; give another --out")
+    if not own and (run_dir / MODEL).exists() and config.resume in ("auto", "none"):
+        raise ValueError(f"out: {run_dir} holds weights of a run but no checkpoint to resume from; give another --out")
     if has_run and config.resume == "none":
         raise ValueError(f"out: {run_dir} holds a run already; resume it (--resume auto) or give another --out")
     if has_run:

@@ -86,11 +86,15 @@ def stored_config(run_dir: Path) -> RunConfig:
     stored = {field.name: content[field.name] for field in fields(RunConfig) if field.name in content}
     stored["out"] = run_dir
     for name in ("pretrained", "init_from"):
-        stored[name] = Path(stored[name]) if stored.get(name) else None
+        if isinstance(stored.setdefault(name, None), str):
+            stored[name] = Path(stored[name])
     missing = [field.name for field in fields(RunConfig) if field.kw_only and stored.get(field.name) is None]
     if missing:
         raise ValueError(f"run: {run_dir / run_folder.CONFIG} lacks {', '.join(missing)}")
-    return RunConfig(**stored)
+    try:
+        return RunConfig(**stored)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run: {run_dir / run_folder.CONFIG} holds {error}") from error
 
 
 def check_same_run(run_dir: Path, config: RunConfig) -> None:
@@ -103,7 +107,9 @@ def check_same_run(run_dir: Path, config: RunConfig) -> None:
     differing = conflicts(config, stored)
     if differing:
         raise ValueError(f"out: {run_dir} holds a run with other options ({'; '.join(differing)}); give another --out")
-    now, then = versions()["torch"], stored.get("versions", {}).get("torch", "unknown")
+    recorded = stored.get("versions")
+    then = recorded.get("torch", "unknown") if isinstance(recorded, dict) else "unknown"
+    now = versions()["torch"]
     if now != then:
         log.warning("%s was started with torch %s; torch %s resumes it, not bit for bit", run_dir, then, now)
 

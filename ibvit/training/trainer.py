@@ -246,7 +246,12 @@ class Trainer:
             raise ValueError(f"its position is {position}, which this run of {self.epochs} epochs does not reach")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a state that :meth:`check_state` lets pass."""
+        """Go to a state; after an error a state before it may be loaded, which replaces all of it.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, RuntimeError: it does not fit.
+        """
+        self.check_state(state)
         self.model.load_state_dict(state["model"])
         self.position = Position(**state["progress"])
         self.position.step = self.position.epoch * self.steps_per_epoch + self.position.step_in_epoch

@@ -114,11 +114,40 @@ def test_records_of_the_first_edition_know_the_file_of_their_weights(make_run: M
     assert Records.open(folder).labels.size
 
 
-def test_damaged_json(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("text", ['{"schema": ', "[]", "null", "[" * 100_000])
+def test_damaged_json(make_run: MakeRun, text: str) -> None:
     folder = make_run("run", "none")
-    (folder / "records" / "records.json").write_text('{"schema": ')
+    (folder / "records" / "records.json").write_text(text)
     with pytest.raises(RecordsError, match=r"records\.json is damaged"):
         Records.open(folder)
+    writer = RecordsWriter(folder, {"options": {}})  # recording again needs nothing of it
+    assert not writer.meta["complete"]
+
+
+PARTS = ("arrays", "progress", "complete", "weights_sha256", "data_sha256", "classes", "heads", "model")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_another_type(make_run: MakeRun, part: str) -> None:
+    folder = make_run("run", "none")
+    path = folder / "records" / "records.json"
+    whole = json.loads(path.read_text())
+    for meta in (whole | {part: None}, whole | {part: 3}, {name: whole[name] for name in whole if name != part}):
+        path.write_text(json.dumps(meta))
+        with pytest.raises(RecordsError, match=rf"records\.json is damaged \(its part {part} is missing or not what"):
+            Records.open(folder)
+        RecordsWriter(folder, {"options": {}})
+
+
+@pytest.mark.parametrize("option", ["attention", "beta", "seed", "data"])
+def test_a_configuration_of_another_type(make_run: MakeRun, option: str) -> None:
+    folder = make_run("run", "none")
+    path = folder / "config.json"
+    whole = json.loads(path.read_text())
+    for config in (whole | {option: None}, {name: whole[name] for name in whole if name != option}):
+        path.write_text(json.dumps(config))
+        with pytest.raises(RecordsError, match=rf"config\.json: {option}: expected "):
+            Records.open(folder)
 
 
 def test_unknown_schema(make_run: MakeRun) -> None:
@@ -165,7 +194,7 @@ def test_writer_goes_on_where_it_was_committed(tmp_path: Path) -> None:
 
 
 def test_writer_starts_over_where_a_file_is_gone(tmp_path: Path) -> None:
-    meta = {"weights_sha256": "a"}
+    meta = {"weights_sha256": "a", "data_sha256": "b", "classes": [], "heads": [], "model": {}}
     writer = RecordsWriter(tmp_path, meta)
     writer.add("labels", (4,), "int64")[:] = 1
     writer.commit("survey", 4)

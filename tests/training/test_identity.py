@@ -22,7 +22,7 @@ from ibvit.errors import CheckpointError
 from ibvit.files import InUseError, lock
 from ibvit.models.storage import read_facts
 from ibvit.run_folder import read_config, read_metrics
-from ibvit.training import train
+from ibvit.training import entry, train
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.commands import evaluate_run
 from ibvit.training.trainer import Trainer
@@ -62,7 +62,7 @@ def resumed(run: Path, data: Path, **changes) -> Path:
 
 
 def state(run: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
 def test_a_data_set_that_has_moved_is_the_same(run, tmp_path):
@@ -177,7 +177,38 @@ def test_checkpoints_without_a_configuration_are_not_overwritten(run, tmp_path):
         resumed(run, tmp_path / "a" / "shapes")
 
 
-@pytest.mark.parametrize("damage", ["other shape", "a part is gone", "negative", "beyond the end"])
+def test_weights_without_a_checkpoint_are_not_overwritten(run, tmp_path):
+    data = tmp_path / "a" / "shapes"
+    shutil.rmtree(run / "checkpoints")
+    before = state(run)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"out: .*run holds weights of a run but no checkpoint to resume from"):
+            resumed(run, data)
+        assert state(run) == before
+        (run / "config.json").unlink(missing_ok=True)
+        before = state(run)
+
+
+def test_a_run_that_another_process_begins_meanwhile(run, tmp_path, monkeypatch):
+    """Between the look at a folder that is not there yet and its making another run may have taken its place."""
+    out, make = tmp_path / "new", entry.create_model
+
+    def slow(**arguments):
+        shutil.copytree(run, out)
+        return make(**arguments)
+
+    monkeypatch.setattr(entry, "create_model", slow)
+    with pytest.raises(InUseError, match=r"out: another process has begun a run in .*new meanwhile; start again"):
+        train(config(tmp_path / "a" / "shapes", out, seed=1))
+    assert list(state(out).values()) == list(state(run).values())
+
+
+DAMAGE = [
+    "other shape", "a part is gone", "negative", "beyond the end", "no tensor", "no generator", "another optimiser"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_state_that_does_not_fit_gives_way_to_the_one_before(run, tmp_path, damage, caplog):
 
     data = tmp_path / "a" / "shapes"
@@ -187,6 +218,12 @@ def test_a_state_that_does_not_fit_gives_way_to_the_one_before(run, tmp_path, da
         last["model"]["head.bias"] = torch.zeros(7)
     elif damage == "a part is gone":
         del last["sums"]
+    elif damage == "no tensor":
+        last["sums"] = "x"
+    elif damage == "no generator":
+        last["rng"] = "x"
+    elif damage == "another optimiser":
+        last["optimizer"] = {}
     else:
         last["progress"]["step_in_epoch"] = -5 if damage == "negative" else 99
     torch.save(last, run / "checkpoints" / "last.pt")

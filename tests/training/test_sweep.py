@@ -236,7 +236,7 @@ def test_a_signal_under_torchrun(tmp_path: Path) -> None:
     [
         ({"warmup_epochs": 9}, ValueError, r"warmup_epochs: expected at most epochs = 1, got 9"),
         ({"model": "vit_of_nobody"}, ValueError, r"name: expected the name of a timm model .* got 'vit_of_nobody'"),
-        ({"batch_size": 10**6}, ValueError, r"global_batch: expected at most the .* training images, got 1000000"),
+        ({"batch_size": 10**6}, ValueError, r"batch_size: expected at most the .* training images, got 1000000"),
         ({"accumulate": 7}, ValueError, r"batch_size: expected a multiple of .* 1 × 7, got 32"),
         ({"image_size": 9}, ValueError, r"image_size: expected 8"),
         ({"device": "cpu:x"}, ValueError, r"device: expected auto, cpu"),

@@ -58,13 +58,10 @@ class Training:
     def __post_init__(self) -> None:
         if self.global_batch < 1 or self.global_batch % self.world_size:
             raise ValueError(
-                f"global_batch: expected a positive multiple of the world size {self.world_size}, "
-                f"got {self.global_batch}"
+                f"batch_size: expected a positive multiple of the world size {self.world_size}, got {self.global_batch}"
             )
         if self.global_batch > self.count:
-            raise ValueError(
-                f"global_batch: expected at most the {self.count} training images, got {self.global_batch}"
-            )
+            raise ValueError(f"batch_size: expected at most the {self.count} training images, got {self.global_batch}")
 
     @property
     def batch(self) -> int:

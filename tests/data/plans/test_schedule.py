@@ -43,5 +43,5 @@ def test_left_over_images_change_with_the_epoch():
 
 @pytest.mark.parametrize(("batch", "world_size"), [(0, 1), (10, 3), (101, 1)])
 def test_impossible_batches_are_refused(batch, world_size):
-    with pytest.raises(ValueError, match=f"global_batch: .* got {batch}"):
+    with pytest.raises(ValueError, match=f"batch_size: .* got {batch}"):
         Training(AUGMENTATION, 100, seed=0, global_batch=batch, world_size=world_size)
