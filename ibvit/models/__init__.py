@@ -2,9 +2,10 @@
 
 from ibvit.models.create import create_model, load, save_model
 from ibvit.models.interventions import noise, replace, run_with_cache, silence, unwrap, use_mean
+from ibvit.models.loaded import Loaded
 from ibvit.models.sources import read_state_dict
 from ibvit.models.vit import Block, Output, VisionTransformer
-from ibvit.models.weights import Loaded, load_backbone, load_weights
+from ibvit.models.weights import load_backbone, load_weights
 
 __all__ = [
     "Block",

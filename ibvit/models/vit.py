@@ -7,7 +7,7 @@ the mean, so the logits are the mean of the patches' votes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -21,10 +21,8 @@ from ibvit.kinds import KINDS, KindName
 from ibvit.models.architecture import check_argument
 from ibvit.models.attention import Attention, BottleneckAttention
 from ibvit.models.kl import Channels
+from ibvit.models.loaded import Loaded
 from ibvit.ops.noise import check_key
-
-if TYPE_CHECKING:
-    from ibvit.models.weights import Loaded
 
 
 class Output(NamedTuple):

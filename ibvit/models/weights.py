@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -16,6 +16,7 @@ from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from ibvit import arguments, ops
+from ibvit.models.loaded import BLOCK, Loaded
 from ibvit.models.sources import (
     PATCHES,
     POSITIONS,
@@ -31,31 +32,6 @@ from ibvit.models.sources import (
 from ibvit.models.vit import VisionTransformer
 
 _UNUSED = ("mask_token",)  # of pretraining alone
-
-
-class Loaded(NamedTuple):
-    """What was done with every tensor of a checkpoint; ``str()`` gives it in one line.
-
-    Attributes:
-        source: where the weights come from.
-        taken: tensors of the model that are the source's, unchanged or changed.
-        changed: what was resampled or renamed, and how.
-        left_out: tensors of the source that the model does not have.
-        new: tensors of the model that the source does not have; they keep their initialisation.
-    """
-
-    source: str
-    taken: tuple[str, ...]
-    changed: tuple[str, ...]
-    left_out: tuple[str, ...]
-    new: tuple[str, ...]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.taken)} of {len(self.taken) + len(self.new)} tensors from {self.source}"]
-        parts += [f"changed: {', '.join(self.changed)}"] if self.changed else []
-        parts += [f"left out: {_summary(self.left_out)}"] if self.left_out else []
-        parts += [f"new: {_summary(self.new)}"] if self.new else []
-        return "; ".join(parts)
 
 
 def load_weights(model: VisionTransformer, path: str | Path, *, grid: Grid | None = None) -> Loaded:
@@ -186,7 +162,7 @@ def _check_target(model: Any, grid: Any) -> None:
 
 def _check_blocks(model: VisionTransformer, source: Source) -> None:
     """Check what shapes do not show: the number of blocks and, where it is known, of heads."""
-    blocks = 1 + max((int(match[1]) for name in source.state if (match := _BLOCK.match(name))), default=-1)
+    blocks = 1 + max((int(match[1]) for name in source.state if (match := BLOCK.match(name))), default=-1)
     if blocks and blocks != model.num_blocks:
         raise ValueError(f"{source.label}: expected {model.num_blocks} blocks as the model has, got {blocks}")
     if source.heads is not None and model.attentions and source.heads != model.num_heads:
@@ -207,7 +183,6 @@ def _resampled(positions: Tensor, old: Grid, new: Grid) -> Tensor:
     return F.interpolate(picture, new, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
 
 
-_BLOCK = re.compile(r"blocks\.(\d{1,6})\.", re.ASCII)
 _ATTENTION = re.compile(r"blocks\.\d+\.(attn|norm1|ls1)\.", re.ASCII)
 _IN_BOTTLENECK = re.compile(rf"blocks\.\d+\.attn\.({'|'.join(ops.BottleneckParams._fields)})", re.ASCII)
 
@@ -235,8 +210,3 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], new: set[
 
 def _times(size: Iterable[int]) -> str:
     return "×".join(map(str, size))
-
-
-def _summary(names: Iterable[str]) -> str:
-    """Names, those of all blocks taken together."""
-    return ", ".join(dict.fromkeys(_BLOCK.sub("blocks.*.", name) for name in names))

@@ -10,14 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ibvit.config import command_line
 from ibvit.errors import MissingExtraError
 from ibvit.training.interrupt import SignalWatch, start_training
-
-if TYPE_CHECKING:
-    from ibvit.training.sweep import SweepRun
+from ibvit.training.sweep_runs import SweepRun
 
 _NAME = "ibvit-sweep"
 _WARNING = 120  # seconds before the time limit at which Slurm signals: enough for a step and a checkpoint

@@ -6,66 +6,36 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 
-from ibvit.config import RunConfig, TrainConfig, command_line
+from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.folder import choose_loader
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.errors import Interrupted
-from ibvit.kinds import KINDS, EndName
+from ibvit.kinds import EndName
 from ibvit.models import create_model
 from ibvit.run_folder import CONFIG, LOG, read_metrics
 from ibvit.training.checkpoint import read_checkpoint
 from ibvit.training.distributed import Processes
 from ibvit.training.entry import check_patches
 from ibvit.training.interrupt import SignalWatch, start_training
-from ibvit.training.run import check_same_run, is_finished, model_arguments
+from ibvit.training.run import model_arguments
 from ibvit.training.slurm import sbatch_script, submit
 from ibvit.training.step import TrainStep
+from ibvit.training.sweep_runs import SweepRun, plan
 from ibvit.training.trackers import tracker_entry
 
 log = logging.getLogger(__name__)
 
 _POLL = 0.1  # seconds between looks at processes and signals
-
-
-@dataclass(frozen=True)
-class SweepRun:
-    """One run of a sweep, and its state on disk."""
-
-    config: TrainConfig
-
-    @property
-    def folder(self) -> Path:
-        return self.config.run_dir
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has recorded that it reached its end.
-
-        Raises:
-            ValueError: the folder holds a run with other options.
-        """
-        run, _ = apply_recipe(replace(self.config, out=self.folder))
-        if (self.folder / CONFIG).is_file():
-            check_same_run(self.folder, run)
-        return is_finished(run)
-
-    @property
-    def command(self) -> list[str]:
-        """The command that trains the run: on all GPUs of this machine together, or on its one device."""
-        gpus = torch.cuda.device_count()
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"] if gpus > 1 else []
-        return [sys.executable, *launcher, "-m", "ibvit", "train", *command_line(self.config)]
 
 
 def launch(
@@ -107,38 +77,6 @@ def launch(
     print(table(runs))
     if failed:
         raise ValueError(f"{len(failed)} run(s) failed; see {', '.join(str(path / LOG) for path in failed)}")
-
-
-def plan(
-    betas: Sequence[float],
-    seeds: Sequence[int],
-    ends: Sequence[EndName],
-    common: TrainConfig,
-    folder: Path,
-) -> list[SweepRun]:
-    """The runs of a sweep, seed by seed along the spectrum, so that an early stop leaves whole spectra.
-
-    Args:
-        common: options of all runs; beta, seed, attention and out are the sweep's own.
-        folder: where the run folders go, under their usual names.
-
-    Raises:
-        ValueError: there is nothing to run, or `common` sets what the sweep sets.
-    """
-    for name in ("beta", "seed", "attention", "out"):
-        value, default = getattr(common, name), getattr(TrainConfig(), name)
-        if value != default:
-            raise ValueError(f"train.{name}: the sweep sets it; expected {default}, got {value}")
-    points: list[dict[str, object]] = []
-    for name, kind in KINDS.items():
-        if kind.has_kl:
-            points += [{"attention": name, "beta": beta} for beta in sorted(set(betas), reverse=True)]
-        elif name in ends:
-            points.append({"attention": name})
-    if not points or not seeds:
-        raise ValueError("betas: expected at least one run: give --betas or --attention, and --seeds")
-    configs = [replace(common, seed=seed, **point) for seed in dict.fromkeys(seeds) for point in points]  # type: ignore[arg-type]
-    return [SweepRun(replace(config, out=folder / config.run_dir.name)) for config in configs]
 
 
 def check_options(runs: Sequence[SweepRun], on_this_machine: bool = True) -> None:
