@@ -187,7 +187,7 @@ class Records:
             raise RecordsError(f"{path} is missing: run `{again}` to record it again")
         try:
             array = np.load(path, mmap_mode="c")  # copy on write: torch takes no read-only arrays
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise RecordsError(
                 f"{path} is damaged ({error}): delete {path.parent} and run `ibvit record` again"
             ) from None
