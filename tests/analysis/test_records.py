@@ -269,3 +269,10 @@ def test_writer_starts_over_where_a_file_is_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "records" / "labels.npy"
     os.truncate(path, path.stat().st_size - 1)
     assert RecordsWriter(tmp_path, {}).progress("survey") == 0
+
+
+def test_an_empty_file(make_run: MakeRun) -> None:
+    folder = make_run("run", "none")
+    (folder / "records" / "labels.npy").write_bytes(b"")
+    with pytest.raises(RecordsError, match=r"labels\.npy is damaged \(No data left in file\)"):
+        Records.open(folder).labels  # noqa: B018

@@ -198,7 +198,7 @@ def test_a_run_that_another_process_begins_meanwhile(run, tmp_path, monkeypatch)
         return make(**arguments)
 
     monkeypatch.setattr(entry, "create_model", slow)
-    with pytest.raises(InUseError, match=r"out: another process has begun a run in .*new meanwhile; start again"):
+    with pytest.raises(InUseError, match=r"out: .*new was made by another process meanwhile"):
         train(config(tmp_path / "a" / "shapes", out, seed=1))
     assert list(state(out).values()) == list(state(run).values())
 
