@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,27 +113,38 @@ def pretend() -> None:
 
 def jobs() -> Iterator[tuple[str, Callable[[], Any]]]:
     """(label, what launches) of all that the parts launch. Keys know nothing of batch and number of tokens."""
-    from functools import partial
-
     from benchmarks.gpu import shapes
-    from benchmarks.gpu.launches import Layer, name_of
-    from benchmarks.gpu.tiles import backward_candidates
 
     checked = [(f"{name} {dtype}", shapes.MODELS[name].shape, dtype) for name, dtype in shapes.CHECKED]
     for label, shape, dtype in [*checked, ("digits fp32", shapes.DIGITS, "fp32")]:
-        layer = Layer(shape, shapes.DTYPES[dtype], 2, 16, 0)
-        for name, launch in layer.launches().items():
-            yield f"{label} {name}", launch
-    layer = Layer(shapes.VIT_TINY, shapes.DTYPES["bf16"], 2, 16, 0)
-    for tile in shapes.FORWARD_TILES:
-        yield f"tiles forward {tile}", layer.forward_with(tile)
-    for launches in backward_candidates():
-        for launch, work in zip(launches, layer.backward_with(launches), strict=False):
-            yield f"tiles {name_of(launch)} {launch.tile}", work
+        yield label, partial(bottleneck, shape, shapes.DTYPES[dtype])
+    yield "tiles", tiles
     for d in (*shapes.FORM_DIMENSIONS, shapes.NMI_DIMENSIONS):
         for form in shapes.FORMS:
             for count in (1, 2):
                 yield f"mixture {form} d={d} channels={count}", partial(sums, d, form, count)
+
+
+def bottleneck(shape: Any, dtype: Any) -> None:
+    """Every launch of a forward and backward pass."""
+    from benchmarks.gpu.launches import Layer
+
+    for launch in Layer(shape, dtype, 2, 16, 0).launches().values():
+        launch()
+
+
+def tiles() -> None:
+    """Every candidate of a tile."""
+    from benchmarks.gpu import shapes
+    from benchmarks.gpu.launches import Layer
+    from benchmarks.gpu.tiles import backward_candidates
+
+    layer = Layer(shapes.VIT_TINY, shapes.DTYPES["bf16"], 2, 16, 0)
+    for tile in shapes.FORWARD_TILES:
+        layer.forward_with(tile)()
+    for launches in backward_candidates():
+        for work in layer.backward_with(launches):
+            work()
 
 
 def sums(d: int, form: str, count: int) -> None:

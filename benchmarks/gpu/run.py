@@ -67,7 +67,7 @@ def main(typed: Sequence[str]) -> int:
     environment = dict(os.environ)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.dry:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     else:
         state = cache.open_packed(options.cache)
         lines.recorder(options.out, "cache")(**state.row)
