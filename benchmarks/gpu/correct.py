@@ -55,7 +55,7 @@ def bottleneck(record: Record, name: str, dtype: str, dry: bool) -> None:
 
 
 def small(dry: bool) -> Layer:
-    return Layer(shapes.VIT_TINY, shapes.dtype(dry), *((1, 3) if dry else (64, 196)), block=11)
+    return Layer(*shapes.timed(dry), *((1, 3) if dry else (64, 196)), block=11)
 
 
 def tensors(layer: Layer) -> list[torch.Tensor]:

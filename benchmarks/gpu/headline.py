@@ -45,7 +45,7 @@ def measure(record: Record, folder: Path, dry: bool) -> None:
 
 
 def stack_of(batch: int, tokens: int, dry: bool) -> tuple[list[Layer], Callable[[], None]]:
-    stack = layers(batch, tokens, shapes.VIT_TINY, shapes.dtype(dry), 1 if dry else BLOCKS)
+    stack = layers(batch, tokens, *shapes.timed(dry), 1 if dry else BLOCKS)
 
     def refresh() -> None:
         for layer in stack:

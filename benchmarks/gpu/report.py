@@ -22,7 +22,7 @@ BETTER = {
     "share_of_step": "lower",
     "ratio_error_to_allowed": "lower",
 }
-KINDS = ("row", "card", "versions", "tools", "triton cache", "ncu", "note")  # kinds of lines that become rows
+KINDS = ("row", "cache", "card", "versions", "tools", "triton cache", "ncu", "note")  # kinds of lines that become rows
 
 
 def main(typed: Sequence[str]) -> int:

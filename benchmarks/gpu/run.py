@@ -70,7 +70,7 @@ def main(typed: Sequence[str]) -> int:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     else:
         state = cache.open_packed(options.cache)
-        lines.recorder(options.out, "cache")(**state.row)
+        lines.recorder(options.out, "facts")("cache", **state.row)
         print(" ".join(f"{key} {value}" for key, value in state.row.items()), flush=True)
         environment |= state.environment
     parts = [part for part in PARTS if part.name in names]

@@ -11,11 +11,6 @@ from ibvit_kernels.bottleneck.tiles import Shape, Tile
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def dtype(dry: bool) -> torch.dtype:
-    """Of the activations where times are taken; Triton's interpreter is without bf16 on a CPU."""
-    return torch.float32 if dry else torch.bfloat16
-
-
 class Model(NamedTuple):
     """The bottlenecks of one block, and how many tokens they are checked on."""
 
@@ -53,3 +48,8 @@ CHANNELS = (
 FORMS = ("direct", "gemm", "screen")
 FORM_DIMENSIONS = (1, 2, 8, 32, 64)
 NMI_DIMENSIONS = 3
+
+
+def timed(dry: bool) -> tuple[Shape, torch.dtype]:
+    """The model whose layers are timed, and the type of its activations; the interpreter is slow, and has no bf16."""
+    return (DIGITS, torch.float32) if dry else (VIT_TINY, torch.bfloat16)

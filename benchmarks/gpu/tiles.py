@@ -22,7 +22,7 @@ def backward_candidates() -> list[tuple[Launch, ...]]:
 
 def measure(record: Record, folder: Path, dry: bool) -> None:
     batch, tokens = (1, 3) if dry else (256, 196)
-    stack = layers(batch, tokens, shapes.VIT_TINY, shapes.dtype(dry), 1 if dry else BLOCKS)
+    stack = layers(batch, tokens, *shapes.timed(dry), 1 if dry else BLOCKS)
 
     def refresh() -> None:
         for layer in stack:

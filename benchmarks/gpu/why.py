@@ -38,7 +38,7 @@ def measure(record: Record, folder: Path, dry: bool) -> None:
 
 
 def one_layer(batch: int, tokens: int, dry: bool = False) -> None:
-    layer = Layer(shapes.VIT_TINY, shapes.dtype(dry), batch, tokens, block=0)
+    layer = Layer(*shapes.timed(dry), batch, tokens, block=0)
     layer.forward()
     layer.backward()
 
