@@ -8,7 +8,7 @@ OLDEST_VENV ?= .venv-oldest
 # cuBLAS reads it once; reproducible sums on a GPU need it.
 export CUBLAS_WORKSPACE_CONFIG ?= :4096:8
 
-.PHONY: train test test-oldest lint spectrum gpu gpu-tests gpu-kernels gpu-estimator gpu-training links-for-package-index clean
+.PHONY: train test test-oldest lint spectrum gpu gpu-prepare gpu-report gpu-tests gpu-kernels gpu-estimator gpu-training links-for-package-index clean
 
 # Train on the embedded default; ARGS are options of train.py, e.g. make train ARGS="--beta 10".
 train: $(VENV)/.ready
@@ -35,16 +35,27 @@ lint: $(VENV)/.ready-dev
 spectrum: $(VENV)/.ready-dev
 	$(PY) -m benchmarks spectrum --full $(ARGS)
 
-# On a machine with a GPU: its tests, then the benchmarks, whatever fails before them. Needs torch, torchvision, triton,
-# timm, numpy, scikit-learn and pytest, and no installation: GPU_PYTHON names the interpreter that has them. The parts can
-# be run one by one.
+# On a machine with a GPU: every part of the prepared run without limits, then its result files and tables, whatever
+# failed. Needs torch, torchvision, triton, timm, numpy and scikit-learn, and no installation: GPU_PYTHON names the
+# interpreter that has them. `gpu-run --minutes N` is for a machine that is lent for minutes (CONTRIBUTING.md).
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
+GPU_BENCHMARKS := PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks
+FOLDER ?= runs/gpu
 gpu:
-	$(MAKE) --keep-going gpu-tests gpu-kernels gpu-estimator gpu-training
+	-$(GPU_BENCHMARKS) gpu-run --out $(FOLDER)
+	$(MAKE) gpu-report
 
-# Compiling takes most of the time: where pytest-xdist is there, four processes share it.
+# Without a GPU: compile for sm_90 with the triton of GPU_PYTHON, and pack into .gpu/. Its keys hold on another machine
+# if triton is the same there, libtriton.so included: the same version for the same Python.
+gpu-prepare:
+	$(GPU_BENCHMARKS) gpu-prepare
+
+gpu-report:
+	$(GPU_BENCHMARKS) gpu-report $(FOLDER)
+
+# One process: the bottleneck's tests share out their compilation by themselves.
 gpu-tests:
-	$(GPU_PYTHON) -m pytest -m gpu $$($(GPU_PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 4') tests/ops tests/kernels tests/information tests/training/test_gpu.py
+	$(GPU_PYTHON) -m pytest -m gpu tests/ops tests/kernels tests/information tests/training/test_gpu.py
 
 gpu-kernels: benchmark-bottleneck
 

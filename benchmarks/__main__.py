@@ -17,6 +17,11 @@ from benchmarks.catalogue import CATALOGUE
 from benchmarks.recording import RESULTS, Document, Row, document, rounded, write
 
 TABLES = "Generate the tables of README.md and benchmarks/README.md from the results."
+COMMANDS = {
+    "gpu-prepare": ("prepare", "Compile the kernels of gpu-run for sm_90, and pack them to carry; no GPU needed."),
+    "gpu-run": ("run", "The prepared run on one GPU, part by part; --dry shows on a CPU that it ends."),
+    "gpu-report": ("report", "Make result files and tables from the lines of gpu-run."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, entry in CATALOGUE.items():
             print(f"  {name:20} {entry.sentence}")
         print(f"\n  {'tables':20} {TABLES}")
+        for name, (_, sentence) in COMMANDS.items():
+            print(f"  {name:20} {sentence}")
         return 0
+    if typed[0] in COMMANDS:
+        return int(importlib.import_module(f"benchmarks.gpu.{COMMANDS[typed[0]][0]}").main(typed[1:]))
     if typed[0] == "tables":
         argparse.ArgumentParser("python -m benchmarks tables", description=TABLES).parse_args(typed[1:])
         from benchmarks.tables import update
@@ -35,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         update()
         return 0
     if typed[0] not in CATALOGUE:
-        print(f"error: expected one of {', '.join([*CATALOGUE, 'tables'])}, got {typed[0]!r}", file=sys.stderr)
+        print(
+            f"error: expected one of {', '.join([*CATALOGUE, 'tables', *COMMANDS])}, got {typed[0]!r}", file=sys.stderr
+        )
         return 2
     return 1 if measure(typed[0], typed[1:])["failed"] else 0
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.h200 import COPY_BANDWIDTH, TENSOR_FLOPS
 from benchmarks.per_head_loop import per_head_loop
 from benchmarks.problems import Problem, make_problem, rms
 from benchmarks.recording import Benchmark, Case, Row
-from benchmarks.timing import GPU, gate, milliseconds, spread
+from benchmarks.timing import GPU, Peaks, gate, milliseconds, peaks, spread
 from ibvit.ops import BottleneckParams, api, bottleneck_write, reference
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
@@ -67,15 +66,15 @@ def benchmark(full: bool) -> Benchmark:
     )
 
 
-def floor(batch: int, tokens: int, what: str) -> tuple[float, float, float]:
-    """(bytes, FLOP, seconds) that twelve layers need at least, for the sizes above in bf16."""
+def floor(batch: int, tokens: int, what: str, card: Peaks) -> tuple[float, float, float]:
+    """(bytes, FLOP, seconds) that twelve layers need at least in bf16 on a card of these peaks."""
     rows = batch * tokens
     encoder = WIDTH * HIDDEN + HIDDEN * 2 * LATENT + LATENT * HIDDEN
     flops = {"forward": 2.0 * rows * HEADS * (encoder + HIDDEN * COLUMNS)}
     flops["backward"] = 2.0 * rows * HEADS * (3 * encoder + 2 * HIDDEN * COLUMNS)
     traffic = {"forward": rows * (4.0 * COLUMNS + 4 * HEADS), "backward": rows * (6.0 * COLUMNS + 4 * HEADS)}
     kinds = ("forward", "backward") if what == "both" else (what,)
-    seconds = sum(max(traffic[kind] / COPY_BANDWIDTH, flops[kind] / TENSOR_FLOPS) for kind in kinds)
+    seconds = sum(max(traffic[kind] / card.bytes_per_s, flops[kind] / card.flop_per_s) for kind in kinds)
     return BLOCKS * sum(traffic[k] for k in kinds), BLOCKS * sum(flops[k] for k in kinds), BLOCKS * seconds
 
 
@@ -106,7 +105,7 @@ def measure(name: str, write: Write, batch: int, tokens: int, full: bool) -> lis
     rows = []
     for what in ("forward", "backward", "both"):
         times = spread(timed(write, problems, what, full), "ms")
-        traffic, flops, least = floor(batch, tokens, what)
+        traffic, flops, least = floor(batch, tokens, what, peaks())
         row: Row = {
             "implementation": name, "pass": what, "batch": batch, **times,
             "tflop_per_s": flops / times["median_ms"] / 1e9, "saved_for_backward_mb": saved,

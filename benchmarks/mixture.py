@@ -2,7 +2,8 @@
 
 Each case first passes a gate against float64, then a slice of the samples is timed between CUDA events, and the whole
 where the slice predicts less than LONGEST seconds. Shares are of the instruction and exp2 rates of the device at an
-H200's nominal clock and of its dense float16 rate. They count every pair, so skipping makes them exceed 1.
+H200's nominal clock, which an H100 has too, and of the rate of large products measured here. They count every pair, so
+skipping makes them exceed 1.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.h200 import CLOCK, EXP2, ISSUE, TENSOR_FLOPS
+from benchmarks.h200 import CLOCK, EXP2, ISSUE
 from benchmarks.problems import NO_PAIRS, channel, draw, log_ratios, rms
 from benchmarks.recording import Benchmark, Case, Row
-from benchmarks.timing import gate, milliseconds, spread
+from benchmarks.timing import gate, milliseconds, peaks, spread
 from ibvit_kernels.mixture import layouts
 from ibvit_kernels.mixture.host import Mixture
 
@@ -82,7 +83,7 @@ def one_channel(d: int, sigma: float, means: float, samples: int, components: in
             "first_call_with_compilation_s": first, "samples_per_slice": size, **times, "extrapolated_s": predicted,
             "whole_s": whole, "pairs_per_s": rate, "share_of_exp2": rate / (clocks * EXP2),
             "share_of_fma_in_direct_form": rate * (2 * d + 2) / (clocks * ISSUE),
-            "share_of_tensor_cores_in_three_products": rate * 3 * 2 * max(16, 2 * d) / TENSOR_FLOPS,
+            "share_of_tensor_cores_in_three_products": rate * 3 * 2 * max(16, 2 * d) / peaks().flop_per_s,
         }
     ]  # fmt: skip
 

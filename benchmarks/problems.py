@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ibvit.ops import BottleneckParams, noise_key
+from ibvit.ops import BottleneckParams, Impl, bottleneck_write, noise_key
 
 Array = NDArray[np.float64]
 NO_PAIRS = torch.empty(0, 2, dtype=torch.long)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of channels and samples
+
+NAMES = ("update", "kl", "y", *BottleneckParams._fields, "proj_weight", "proj_bias")  # of `gradients`
 
 
 class Problem(NamedTuple):
@@ -61,19 +64,47 @@ def rms(x: Tensor) -> float:
     return float(x.detach().double().square().mean().sqrt())
 
 
+def fenced(x: Tensor) -> Tensor:
+    """x inside a larger buffer of NaN: what a kernel reads beyond the end shows."""
+    buffer = torch.full((x.numel() + 4096,), float("nan"), dtype=x.dtype, device=x.device)
+    return buffer.as_strided(x.shape, x.stride(), 2048).copy_(x)
+
+
+def gradients(problem: Problem, impl: Impl) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a random linear function of them, by name. Nothing but the inputs may be read."""
+    leaves = [fenced(t.detach()).requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
+    params = BottleneckParams(*leaves[1:9])
+    update, kl = bottleneck_write(leaves[0], params, leaves[9], leaves[10], problem.key, problem.block, impl=impl)
+    generator = torch.Generator().manual_seed(8)
+    d_outputs = [torch.randn(out.shape, generator=generator).to(out) for out in (update, kl)]
+    torch.autograd.backward([update, kl], d_outputs)
+    return dict(zip(NAMES, (update.detach(), kl.detach(), *(leaf.grad for leaf in leaves)), strict=True))
+
+
+def truth_of(problem: Problem, device: str) -> dict[str, Tensor]:
+    """Outputs and gradients of the reference in float64."""
+    return gradients(problem.cast(torch.float64, device), "reference")
+
+
+def errors(problem: Problem, truth: dict[str, Tensor], dtype: torch.dtype, device: str, impl: Impl) -> dict[str, float]:
+    """The rms error of an implementation in `dtype`, by name."""
+    found = gradients(problem.cast(dtype, device), impl)
+    return {name: rms(found[name] - truth[name]) for name in NAMES}
+
+
 def channel(d: int, components: int, sigma: float, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """μ and log σ² of a channel on the GPU, [components, d]."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    mu = spread * torch.randn(components, d, generator=generator, device="cuda")
-    logvar = 2 * math.log(sigma) + 0.4 * torch.randn(components, d, generator=generator, device="cuda")
+    """μ and log σ² of a channel, [components, d]; on the GPU where there is one."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    mu = spread * torch.randn(components, d, generator=generator, device=DEVICE)
+    logvar = 2 * math.log(sigma) + 0.4 * torch.randn(components, d, generator=generator, device=DEVICE)
     return mu, logvar.clamp(-10, 10)
 
 
 def draw(mu: Tensor, logvar: Tensor, samples: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     """[S, d] samples of all components in turn, and the log-density of each sample's own, float64."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    x = torch.arange(samples, device="cuda") * len(mu) // samples
-    u = mu[x] + torch.exp(logvar[x] / 2) * torch.randn(samples, mu.shape[1], generator=generator, device="cuda")
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    x = torch.arange(samples, device=DEVICE) * len(mu) // samples
+    u = mu[x] + torch.exp(logvar[x] / 2) * torch.randn(samples, mu.shape[1], generator=generator, device=DEVICE)
     rho = logvar[x].double()
     distance = (u.double() - mu[x].double()).square() * torch.exp(-rho)
     return u, -0.5 * (distance + rho + math.log(2 * math.pi)).sum(1)

@@ -49,7 +49,19 @@ UNITS = (
     "us", "ms", "s", "min", "mb", "gb", "gib", "nats", "sd", "tflop", "per_pair", "per_s", "per_image", "per_block",
     "per_patch", "per_e_fold",
 )  # fmt: skip
-UNITLESS = {"beta", "sigma", "spread", "accuracy", "accuracy_sd", "load", "nmi", "nmi_se", "rank_correlation"}
+UNITLESS = {
+    "beta",
+    "sigma",
+    "spread",
+    "error",
+    "allowed",
+    "accuracy",
+    "accuracy_sd",
+    "load",
+    "nmi",
+    "nmi_se",
+    "rank_correlation",
+}
 RATIO = re.compile("ratio_|share_|efficiency")
 
 

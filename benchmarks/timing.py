@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,3 +66,22 @@ def gate(label: str, error: float, allowed: float) -> None:
     """Stop a case whose result is wrong: its time would say nothing."""
     if not error <= allowed:
         raise ValueError(f"{label}: expected an error of at most {allowed:.1e}, got {error:.1e}")
+
+
+class Peaks(NamedTuple):
+    """What the device here reaches: the most that a share can be of."""
+
+    bytes_per_s: float  # read and written by a large copy
+    flop_per_s: float  # of a large bf16 product
+
+
+@functools.cache
+def peaks(toy: bool = False) -> Peaks:
+    """Measured once a process, medians of seven rounds; at toy size, only to show that it runs."""
+    device = "cuda" if GPU else "cpu"
+    size, side = (1 << 20, 64) if toy or not GPU else (1 << 30, 8192)
+    source, target = (torch.empty(size, dtype=torch.int8, device=device).random_() for _ in range(2))
+    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    copies = [milliseconds(lambda: target.copy_(source)) for _ in range(10)][3:]
+    products = [milliseconds(lambda: one @ other) for _ in range(10)][3:]
+    return Peaks(2e3 * size / statistics.median(copies), 2e3 * side**3 / statistics.median(products))

@@ -18,10 +18,9 @@ from unittest import mock
 import torch
 
 import ibvit
-from benchmarks.h200 import TENSOR_FLOPS
 from benchmarks.per_head_loop import per_head_loop
 from benchmarks.recording import Benchmark, Case, Row
-from benchmarks.timing import GPU, gate, milliseconds, spread
+from benchmarks.timing import GPU, gate, milliseconds, peaks, spread
 from ibvit.config import TrainConfig
 from ibvit.data.sets.recipes import RECIPES
 from ibvit.data.types import Batch
@@ -160,7 +159,7 @@ def measure(name: str, batch: int, full: bool, baseline: dict[int, float]) -> li
             row |= {
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
                 "kernels_per_step": len(kernels(run)),
-                "share_of_tensor_core_limit": 1e9 * gflop_per_s / TENSOR_FLOPS,
+                "share_of_tensor_core_limit": 1e9 * gflop_per_s / peaks().flop_per_s,
             }
     return [row]
 

@@ -15,6 +15,8 @@ from benchmarks import host_time
 from benchmarks.__main__ import main
 from benchmarks.bottleneck import layers, looped, saved_bytes
 from benchmarks.catalogue import CATALOGUE
+from benchmarks.gpu.report import PREFIX
+from benchmarks.gpu.run import PARTS
 from benchmarks.recording import RESULTS, Benchmark, Case, Document, Row, document, read, validate, write
 from benchmarks.step_graph import eager_launches, fused_launches, trace
 from benchmarks.tables import DOCUMENTS, MARKED, TABLES, digits, generated
@@ -46,7 +48,7 @@ def test_the_list_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_result_files_follow_the_schema(path: Path, tmp_path: Path) -> None:
     found = read(path)
-    assert found["name"] in CATALOGUE
+    assert found["name"] in {*CATALOGUE, *(PREFIX + part.name for part in PARTS)}
     assert write(found, tmp_path).name == path.name
     assert (tmp_path / path.name).read_text() == path.read_text()
 

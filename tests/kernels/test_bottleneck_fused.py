@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.problems import Problem, make_problem
+from benchmarks.problems import NAMES, Problem, gradients, make_problem
 from ibvit.ops import BottleneckParams, bottleneck_write, noise_key, reference
 from ibvit.ops.noise import standard_normal
 from ibvit_kernels import library
 from ibvit_kernels.bottleneck import native
 from tests.needs import needs_library, needs_triton
-from tests.ops.problem import NAMES, assert_within_budget, gradients, prior
+from tests.ops.problem import assert_within_budget, prior
 
 on_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.problems import Problem, make_problem
+from benchmarks.problems import NAMES, Problem, gradients, make_problem
 from ibvit.ops import bottleneck_write
-from tests.ops.problem import NAMES, Write, assert_within_budget, gradients
+from tests.ops.problem import Write, assert_within_budget
 
 pytestmark = pytest.mark.gpu
 

@@ -18,6 +18,7 @@ from ibvit_kernels.mixture.gemm import FLAG_COMPONENTS, launch_screen
 from ibvit_kernels.mixture.host import Mixture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 NO_PAIRS = torch.empty(0, 2, dtype=torch.long)
 DIRECT_RMS = 1e-5  # nats
 GEMM_RMS = layouts.GEMM_ERROR

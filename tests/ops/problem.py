@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.problems import Problem, rms
+from benchmarks.problems import NAMES, Problem, errors, rms, truth_of
 from ibvit import ops
 from ibvit.ops import BottleneckParams
-
-NAMES = ("update", "kl", "y", *BottleneckParams._fields, "proj_weight", "proj_bias")
 
 
 def prior(problem: Problem) -> Problem:
@@ -38,42 +36,12 @@ class Write(nn.Module):
         return [update.detach(), kl.detach(), *(p.grad for p in self.params)]
 
 
-def fenced(x: Tensor) -> Tensor:
-    """x inside a larger buffer of NaN: what a kernel reads beyond the end shows."""
-    buffer = torch.full((x.numel() + 4096,), float("nan"), dtype=x.dtype, device=x.device)
-    return buffer.as_strided(x.shape, x.stride(), 2048).copy_(x)
-
-
-def gradients(problem: Problem, impl: ops.Impl) -> dict[str, Tensor]:
-    """Outputs, and the gradients of a random linear function of them, by name. Nothing but the inputs may be read."""
-    leaves = [fenced(t.detach()).requires_grad_() for t in (problem.y, *problem.params, *problem[2:4])]
-    params = BottleneckParams(*leaves[1:9])
-    update, kl = ops.bottleneck_write(leaves[0], params, leaves[9], leaves[10], problem.key, problem.block, impl=impl)
-    generator = torch.Generator().manual_seed(8)
-    d_outputs = [torch.randn(out.shape, generator=generator).to(out) for out in (update, kl)]
-    torch.autograd.backward([update, kl], d_outputs)
-    return dict(zip(NAMES, (update.detach(), kl.detach(), *(leaf.grad for leaf in leaves)), strict=True))
-
-
 def reordered(problem: Problem, seed: int) -> Problem:
     """The same function of y and W1 with their D axis in another order: sums over it round differently."""
     heads, width, _ = problem.params.w1.shape
     order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
     y = problem.y.unflatten(2, (heads, width))[..., order].flatten(2)
     return problem._replace(y=y, params=problem.params._replace(w1=problem.params.w1[:, order]))
-
-
-def truth_of(problem: Problem, device: str) -> dict[str, Tensor]:
-    """Outputs and gradients of the reference in float64."""
-    return gradients(problem.cast(torch.float64, device), "reference")
-
-
-def errors(
-    problem: Problem, truth: dict[str, Tensor], dtype: torch.dtype, device: str, impl: ops.Impl
-) -> dict[str, float]:
-    """The rms error of an implementation in `dtype`, by name."""
-    found = gradients(problem.cast(dtype, device), impl)
-    return {name: rms(found[name] - truth[name]) for name in NAMES}
 
 
 def assert_within_budget(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.problems import Problem, make_problem
+from benchmarks.problems import NAMES, Problem, gradients, make_problem
 from ibvit.config import TrainConfig
 from ibvit.ops import api, bottleneck_write
 from ibvit.ops.contracts import Parameters
 from ibvit_kernels import library
 from tests.needs import needs_library, needs_triton
-from tests.ops.problem import NAMES, Write, gradients
+from tests.ops.problem import Write
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_bottleneck_gpu.py runs the kernels for real")
 
