@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,25 @@ def shown(value: object) -> str:
     except Exception:  # an integer of more digits than Python prints; anything a stranger's class does
         return type(value).__name__
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+@contextmanager
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about these arguments name them as the caller's user does.
+
+    Example:
+        >>> with called({"img_size": "image_size"}):
+        ...     raise ValueError("img_size: expected 8, got 9")
+        Traceback (most recent call last):
+        ValueError: image_size: expected 8, got 9
+    """
+    try:
+        yield
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        name, _, message = str(error).partition(":")
+        if name in names and type(error) in (ValueError, TypeError, FileNotFoundError):
+            raise type(error)(f"{names[name]}:{message}") from error
+        raise
 
 
 def whole(name: str, value: Any, low: int, high: int = INT64[1]) -> int:

@@ -188,6 +188,7 @@ def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
     import torch
 
     from ibvit.analysis.records import open_runs
+    from ibvit.arguments import called
     from ibvit.information import load_channel
 
     heads = {name: name.rpartition(":") for name in names if ":" in name and not Path(name).exists()}
@@ -201,7 +202,8 @@ def _channels(*names: str) -> Iterator[tuple[Any, Any]]:
             run.block_and_head(head)  # a head that the model does not have is named as such
             arrays: Any = run.channel(head)
         else:
-            arrays = [torch.as_tensor(array) for array in load_channel(name)]
+            with called({"path": name}):
+                arrays = [torch.as_tensor(array) for array in load_channel(name)]
         mu, logvar = (array.cuda() if torch.cuda.is_available() else array for array in arrays)
         yield mu, logvar
 

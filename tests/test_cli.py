@@ -66,7 +66,8 @@ def test_train_eval_and_load(tmp_path):
         (["--config", "absent.json"], "error: config: expected a JSON file of options, got absent.json"),
         (["--device", "warp"], "error: device: expected auto, cpu, cuda"),
         (["--pretrained", "absent.pth", "--out", "/dev/null/x"], "error: "),
-        (["--model", "vit_minuscule"], "error: name: expected the name of a timm model"),
+        (["--model", "vit_minuscule"], "error: model: expected the name of a timm model"),
+        (["--model", "vit_base_patch16_clip_224"], "error: image_size: expected"),
         (["--impl", "triton", "--max-steps", "1"], "impl='triton' is not available"),
     ],
     ids=[
@@ -83,6 +84,7 @@ def test_train_eval_and_load(tmp_path):
         "device",
         "file",
         "model",
+        "model of large patches",
         "impl",
     ],
 )

@@ -20,6 +20,7 @@ from ibvit import ops
 from ibvit.analysis.images import open_data
 from ibvit.analysis.records import Records, RecordsError, as_tensor, sha256
 from ibvit.analysis.writer import RecordsWriter
+from ibvit.arguments import called
 from ibvit.data.build import DataSet, DataSpec
 from ibvit.data.identity import Identity
 from ibvit.data.types import Batch
@@ -100,7 +101,8 @@ class _Recorder:
 
     def __init__(self, run: Path, data: DataSet, identity: Identity, options: RecordOptions) -> None:
         self.run, self.loader, self.images, self.options = run, data.val, data.sizes[1], options
-        self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+        with called({"directory": "run"}):
+            self.model = model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         self.passes = options.passes if model.has_kl else 1
         self.index: np.ndarray = np.empty(0, dtype=np.int64)  # [images], the image that the survey saw in each row
         self.writer = RecordsWriter(

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from ibvit.arguments import called
 from ibvit.config import LoaderName
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
@@ -56,7 +57,8 @@ def evaluate_run(
     stored = stored_config(run_dir)
     config, _ = apply_recipe(replace(stored, data=data or stored.data, loader=loader or stored.loader))
     with Processes.from_environment(config.device) as processes:
-        model = load(run_dir).to(processes.device)
+        with called({"directory": "run"}):
+            model = load(run_dir).to(processes.device)
         built = build_data(
             DataSpec.of(config), rank=processes.rank, world_size=processes.world_size, device=processes.device
         )

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from ibvit.arguments import called
 from ibvit.config import RunConfig, TrainConfig
 from ibvit.data.build import DataSpec, build_data
 from ibvit.data.sets.recipes import apply_recipe
 from ibvit.files import InUseError, lock, remove_abandoned
 from ibvit.models import VisionTransformer, create_model
 from ibvit.models.sources import read_source
+from ibvit.models.storage import read_facts
 from ibvit.models.weights import load_source
 from ibvit.run_folder import CHECKPOINTS, CONFIG, LOCK, MODEL
 from ibvit.training.checkpoint import checkpoints, first_usable
@@ -78,7 +80,8 @@ def train(config: TrainConfig) -> Path:
         if identity is not None and not is_new:
             check_same_data(run_dir, run.data, identity, run.accept_changed_data)
         arguments = model_arguments(run, recipe, len(data.classes))
-        model = create_model(**arguments, impl=run.impl, pretrained=False if paths else run.pretrained or False)
+        with called({"img_size": "image_size", "name": "model"}):
+            model = create_model(**arguments, impl=run.impl, pretrained=False if paths else run.pretrained or False)
         if run.init_from is not None and not paths:
             load_source(model, read_source(run.init_from, "init_from"))
         model = model.to(processes.device)
@@ -103,7 +106,7 @@ def train(config: TrainConfig) -> Path:
             stack.callback(writer.close)
             _announce(trainer, details)
         trainer.run(writer)
-        if processes.is_main and not (run_dir / MODEL).exists():
+        if processes.is_main and not _is_exported(run_dir / MODEL, trainer.position.step):
             trainer.export()
         processes.barrier()
     return run_dir
@@ -115,6 +118,14 @@ def _claim(run_dir: Path, stack: ExitStack) -> None:
     stack.enter_context(lock(run_dir, LOCK, "out"))
     if (run_dir / CONFIG).exists():
         raise InUseError(f"out: {run_dir} was made by another process meanwhile; the same command resumes its run")
+
+
+def _is_exported(model: Path, step: int) -> bool:
+    """Whether the weights are those of a step: a process killed after a checkpoint leaves those of the one before."""
+    try:
+        return read_facts(model).get("step") == step
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def check_patches(image_size: int, model: VisionTransformer) -> None:

@@ -47,3 +47,9 @@ def test_what_a_whisper_shares_is_not_a_number(make_run) -> None:
 def test_no_head_is_active_on_average(make_run) -> None:
     with pytest.raises(RecordsError, match=r"at least one run with a head that spends 0\.01 nats per patch"):
         similarity([Records.open(make_run("run", "ib", active={"1.0": 0.1}))])
+
+
+def test_text_that_a_spreadsheet_would_take_for_a_formula(make_run, tmp_path) -> None:
+    result = similarity([Records.open(make_run("=cmd", "ib", active={"0.0": 1.0, "1.1": 1.0}))], samples=64)
+    result.save_csv(tmp_path / "nmi")
+    assert (tmp_path / "nmi.csv").read_text().splitlines()[1].startswith("'=cmd,0.0,")

@@ -71,7 +71,7 @@ def test_two_heads_of_one_run_and_a_file(
         ("noise.npz", "NMI of one:1.0 and noise.npz: not a number"),
         ("nowhere.npz", r"No such file or directory: nowhere\.npz"),
         ("cut.npz", r"cut\.npz: expected a \.npz file, cannot read it"),
-        ("head.csv", r"path: expected a \.npz or \.safetensors file, got 'head\.csv'"),
+        ("head.csv", r"expected a \.npz or \.safetensors file, got 'head\.csv'"),
     ],
     ids=[
         "no run",

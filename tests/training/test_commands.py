@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ibvit import cli
 from ibvit.config import TrainConfig
 from ibvit.training import train
 from ibvit.training.commands import evaluate_run
@@ -60,3 +62,12 @@ def test_data_of_other_classes(run, tmp_path):
         match=r"data: .*images has other classes .*run \(classes: fewer now, dark then\)",
     ):
         evaluate_run(run, repeats=1)
+
+
+@pytest.mark.parametrize("command", ["eval", "record"])
+def test_damaged_weights_are_named_with_the_option(run, command, monkeypatch):
+    (run / "model.safetensors").write_bytes(b"cut")
+    monkeypatch.setattr("sys.argv", ["ibvit", command, "--run", str(run)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert re.match(r"error: (run|weights): .*model\.safetensors is damaged", str(stop.value.code))

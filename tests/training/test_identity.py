@@ -247,6 +247,20 @@ def test_a_checkpoint_of_the_first_edition_resumes(run, tmp_path):
     assert read_config(run)["data_sha256"]
 
 
+@pytest.mark.parametrize("left", ["weights of a step before", "damaged weights", "no weights"])
+def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_weights(run, tmp_path, left):
+    model, data = run / "model.safetensors", tmp_path / "a" / "shapes"
+    before = model.read_bytes()
+    resumed(run, data)
+    whole = model.read_bytes()
+    if left == "no weights":
+        model.unlink()
+    else:
+        model.write_bytes(before if left == "weights of a step before" else b"cut")
+    resumed(run, data)  # nothing is left to train
+    assert model.read_bytes() == whole
+
+
 def test_the_model_is_the_newest_state_and_says_which(run, tmp_path, monkeypatch):
     assert read_facts(run / "model.safetensors")["step"] == 1
     step = Trainer.train_step
