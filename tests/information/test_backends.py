@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
         tolerant = ibvit.mutual_information(*HEADS[0], tolerance=5e-3)
         torch.save([tuple(estimate[:2]), tuple(tolerant[:2]), tolerant.samples], f"{folder}/{rank}.pt")
     finally:
+        time.sleep(0.1)  # as ibvit.training.distributed does: gloo of torch 2.6 may deadlock
         torch.distributed.destroy_process_group()
 
 
