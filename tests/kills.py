@@ -143,6 +143,11 @@ def reporting(folder: Path, kills: int, rng: random.Random) -> None:
     print(f"report: {struck} kills of {kills} writings")
 
 
+def is_running(out: Path) -> bool:
+    """Whether a training into a folder below ``out`` is alive."""
+    return f"--out {out}" in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
 def sweeping(folder: Path, data: Path, kills: int, rng: random.Random) -> None:
     common = words(as_dict(replace(options(Path(), data), out=None, attention="ib")), "--train.")
     place = common.index("--train.data")
@@ -159,9 +164,10 @@ def sweeping(folder: Path, data: Path, kills: int, rng: random.Random) -> None:
         struck += process.poll() is None
         process.kill()
         process.wait()
-        time.sleep(1.5)
-        alive = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-        note("sweep: children end", "silent" if f"--out {folder / 'sweep'}" in alive else "right")
+        until = time.monotonic() + 20  # they save before they stop
+        while (alive := is_running(folder / "sweep")) and time.monotonic() < until:
+            time.sleep(0.2)
+        note("sweep: children end", "silent" if alive else "right")
     done = subprocess.run(command, capture_output=True, text=True)
     for beta in (1.0, 2.0):
         config = replace(options(folder / f"alone{beta}", data), beta=beta)
@@ -275,6 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="kills in all, shared by the parts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], help="parts; flipped bits needs training and recording")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("ibvit").setLevel(logging.WARNING)
@@ -293,6 +300,8 @@ def main() -> None:
             "flipped bits": lambda: flipped_bits(folder, data, max(20, args.kills // 4), rng),
         }
         for name, part in parts.items():
+            if args.only and name not in args.only:
+                continue
             print(f"{name} …", flush=True)
             part()
     for (part, outcome), count in sorted(outcomes.items()):
