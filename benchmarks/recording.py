@@ -34,6 +34,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ibvit.files import write_text
+
 Row = dict[str, Any]
 Document = dict[str, Any]
 
@@ -188,9 +190,7 @@ def write(found: Document, folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     head = json.dumps({**found, "rows": []}, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("[]\n}")
     rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in found["rows"])
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(f"{head}[\n{rows}\n ]\n}}\n")
-    partial.replace(path)
+    write_text(path, f"{head}[\n{rows}\n ]\n}}\n")
     return path
 
 

@@ -76,7 +76,7 @@ def write_records(
     stored = stored_config(run)
     data = open_data(DataSpec.of(stored))
     try:
-        identity = data.identity().only("val")
+        identity = data.identity(("val",))
         check_same_data(run, stored.data, identity, accept_changed_data)
         log.info("%s: weights of %s", run, _state(run))
         folder = run / RECORDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -34,7 +34,7 @@ class DataSet:
     val: Loader
     classes: tuple[str, ...]
     sizes: tuple[int, int]  # images in train and val
-    identity: Callable[[], Identity]  # of a folder it looks at every file
+    identity: Callable[[Sequence[str]], Identity]  # of splits, "train" and "val"; looks at every file of a folder's
     bad: BadFiles | None = None  # the broken files of an image folder that were met so far
 
     def close(self) -> None:
@@ -107,15 +107,15 @@ def _in_memory(spec: DataSpec, rank: int, world_size: int) -> DataSet:
         MemoryLoader(validation, lambda epoch: val),
         data.CLASSES,
         (data.TRAIN_SIZE, len(val[1])),
-        lambda: _identity(spec.data, data, len(val[1])),
+        lambda splits: _identity(spec.data, data, len(val[1]), splits),
     )
 
 
-def _identity(name: str, data: BuiltIn, val_images: int) -> Identity:
+def _identity(name: str, data: BuiltIn, val_images: int, splits: Sequence[str]) -> Identity:
     """A built-in data set is its definition."""
     images = {"train": data.TRAIN_SIZE, "val": val_images}
-    digests = {split: sha256(f"{name} {data.VERSION} {split}".encode()).hexdigest() for split in images}
-    return Identity(data.CLASSES, images, digests)
+    digests = {split: sha256(f"{name} {data.VERSION} {split}".encode()).hexdigest() for split in splits}
+    return Identity(data.CLASSES, {split: images[split] for split in splits}, digests)
 
 
 def _folder(spec: DataSpec, rank: int, world_size: int, device: torch.device) -> DataSet:

@@ -19,10 +19,6 @@ class Identity(NamedTuple):
     images: dict[str, int]
     sha256: dict[str, str]
 
-    def only(self, split: str) -> Identity:
-        """One split of it."""
-        return Identity(self.classes, {split: self.images[split]}, {split: self.sha256[split]})
-
     def as_dict(self) -> dict[str, Any]:
         """As a run's config.json and its checkpoints hold it."""
         return {"classes": list(self.classes), "images": self.images, "data_sha256": self.sha256}

@@ -64,7 +64,7 @@ def evaluate_run(
         )
         amp = amp_dtype(config.amp, processes.device)
         try:
-            identity = built.identity().only("val") if processes.is_main else None
+            identity = built.identity(("val",)) if processes.is_main else None
             if identity is not None:
                 check_same_data(run_dir, config.data, identity, accept_changed_data)
             result = evaluate(model, built.val, processes, repeats=repeats, noise=noise, seed=seed, amp=amp)

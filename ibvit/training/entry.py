@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> Path:
             DataSpec.of(run), rank=processes.rank, world_size=processes.world_size, device=processes.device
         )
         stack.callback(data.close)
-        identity = data.identity() if processes.is_main else None
+        identity = data.identity(("train", "val")) if processes.is_main else None
         if identity is not None and not is_new:
             check_same_data(run_dir, run.data, identity, run.accept_changed_data)
         arguments = model_arguments(run, recipe, len(data.classes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class FolderLoaders(NamedTuple):
     val: Loader
     classes: tuple[str, ...]  # sorted folder names; a label is an index into them
     sizes: tuple[int, int]  # images in train and val
-    identity: Callable[[], Identity]  # looks at every file
+    identity: Callable[[Sequence[str]], Identity]  # of splits, "train" and "val"; looks at every file
     loader: str  # the one that was chosen: "dali" or "torchvision"
     cache: str  # the one that was chosen: "gpu", "ram", "pack" or "off"
     bad: BadFiles  # of both
@@ -109,15 +109,16 @@ def folder_loaders(
 
         return TorchvisionLoader(source, schedule, workers, device)
 
+    folders = {"train": train_folder, "val": val_folder}
     return FolderLoaders(
         build(sources.train, Training(augmentation, len(train_folder), seed, global_batch, rank, world_size)),
         build(sources.val, Validation(augmentation, len(val_folder), eval_batch, rank, world_size)),
         train_folder.classes,
         (len(train_folder), len(val_folder)),
-        lambda: Identity(
+        lambda splits: Identity(
             train_folder.classes,
-            {"train": len(train_folder), "val": len(val_folder)},
-            {"train": fingerprint(train_folder), "val": fingerprint(val_folder)},
+            {split: len(folders[split]) for split in splits},
+            {split: fingerprint(folders[split]) for split in splits},
         ),
         loader,
         sources.cache,
